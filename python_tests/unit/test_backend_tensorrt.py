@@ -102,9 +102,9 @@ def test_full_tensorrt_goes_first_and_the_environment_chooses(trt, monkeypatch):
     monkeypatch.setattr(_tensorrt_api.importlib.util, "find_spec", lambda name: name)
     assert _tensorrt_api.load_tensorrt().label == "tensorrt-10.3.0"
     monkeypatch.setenv("ZSSEG_TENSORRT", "tensorrt_rtx")
-    chosen = _tensorrt_api.load_tensorrt()
-    assert chosen.module is rtx
-    assert chosen.is_rtx
+    api = _tensorrt_api.load_tensorrt()
+    assert api.module is rtx
+    assert api.is_rtx
     monkeypatch.setenv("ZSSEG_TENSORRT", "trt")
     with refused(ValueError, "ZSSEG_TENSORRT"):
         _tensorrt_api.load_tensorrt()
@@ -143,7 +143,7 @@ def test_a_dynamic_axis_without_a_range_is_refused(trt, native, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("layers", "asked", "held"),
+    ("layers", "asked", "used"),
     [
         (GRAPH["layers"], "float16", "float16"),
         (GRAPH["layers"], "float32", None),
@@ -157,14 +157,14 @@ def test_a_dynamic_axis_without_a_range_is_refused(trt, native, tmp_path):
         ([["DEQUANTIZE", "INT8"], ["MATRIX_MULTIPLY", "HALF"]], "float16", None),
     ],
 )
-def test_the_precision_asked_for_is_given_or_refused(trt, native, tmp_path, layers, asked, held):
+def test_the_precision_asked_for_is_given_or_refused(trt, native, tmp_path, layers, asked, used):
     path = write_graph(tmp_path, layers=layers)
-    if held is None:
+    if used is None:
         with refused(PrecisionNotApplied, "precision"):
             load(path, precision=asked)
         assert "build" not in trt.journal
     else:
-        assert load(path, precision=asked).precision == held
+        assert load(path, precision=asked).precision == used
 
 
 def test_layers_work_in_a_quarter_of_the_memory_and_without_tf32(trt, native, graph_path):
@@ -205,12 +205,12 @@ def test_an_absent_graph_is_named(trt, native, tmp_path):
 
 
 def test_progress_never_falls_and_ends_at_one(trt, native, graph_path):
-    told = []
-    load(graph_path, progress=lambda step, fraction: told.append(fraction))
-    assert told == sorted(told)
-    assert told[0] == 0.0
-    assert told[-1] == 1.0
-    assert 0.25 in told  # half of the first of two steps
+    fractions = []
+    load(graph_path, progress=lambda step, fraction: fractions.append(fraction))
+    assert fractions == sorted(fractions)
+    assert fractions[0] == 0.0
+    assert fractions[-1] == 1.0
+    assert 0.25 in fractions  # half of the first of two steps
 
 
 def test_a_progress_callback_that_raises_cancels_the_build(trt, native, graph_path):
@@ -232,7 +232,7 @@ def test_whatever_a_plan_depends_on_builds_again(trt, native, graph_path, tmp_pa
     first = load(graph_path, cache_dir=tmp_path)
     assert load(graph_path, cache_dir=tmp_path).inputs == first.inputs
     assert trt.journal.count("build") == 1
-    given = {}
+    options = {}
     if change == "version":
         trt.__version__ = "10.3.1"
     elif change == "gpu":
@@ -244,10 +244,10 @@ def test_whatever_a_plan_depends_on_builds_again(trt, native, graph_path, tmp_pa
     elif change == "graph":
         graph_path = write_graph(tmp_path, layers=[["MATRIX_MULTIPLY", "FLOAT"]])
     elif change == "precision":
-        given["precision"] = "float16"
+        options["precision"] = "float16"
     else:
-        given["dynamic_axes"] = {"classes": (1, 2, 3)}
-    load(graph_path, cache_dir=tmp_path, **given)
+        options["dynamic_axes"] = {"classes": (1, 2, 3)}
+    load(graph_path, cache_dir=tmp_path, **options)
     assert trt.journal.count("build") == 2
 
 
@@ -284,8 +284,8 @@ def test_fused_attention_is_counted_in_every_flavour(
     text = "none"
     if names is not None:
         text = json.dumps({"Layers": [{"Name": "n", "TacticName": names[0]}, *names[1:]]})
-    made = SimpleNamespace(get_engine_information=lambda layout: text)
-    monkeypatch.setattr(CudaEngine, "create_engine_inspector", lambda self: made)
+    inspector = SimpleNamespace(get_engine_information=lambda layout: text)
+    monkeypatch.setattr(CudaEngine, "create_engine_inspector", lambda self: inspector)
     assert load_graph(graph_path).report["fused_layers"] == fused
     assert ("fused none" in caplog.text) == (fused == 0)
 
@@ -436,7 +436,7 @@ ComputeCapability = Enum("ComputeCapability", ["NONE", "SM86", "SM87", "SM89"])
 
 
 class FakeTensorRTX(FakeTensorRT):
-    """What differs from full TensorRT.
+    """TensorRT-RTX where it differs from full TensorRT.
 
     Kernels are compiled for a context and for each new shape, unless they are in its runtime cache:
     ``compile WHAT`` in the journal. ``environment`` is what a kept cache must fit.
@@ -539,10 +539,10 @@ def run(session, classes=3):
 
 
 def compiled(rtx):
-    """What was compiled since the last question."""
-    found = [entry for entry in rtx.journal if entry.startswith("compile")]
+    """Kernels compiled since the last question."""
+    entries = [entry for entry in rtx.journal if entry.startswith("compile")]
     rtx.journal.clear()
-    return found
+    return entries
 
 
 def kept(cache_dir):

@@ -201,7 +201,7 @@ def stored_inputs(name):
 
 
 def labels_of(name):
-    """What a family's stored bundle gives now, by its key in ``labels.npz``."""
+    """Label maps of a family's stored bundle as of now, by its key in ``labels.npz``."""
     path, names, frames = stored_inputs(name)
     with Engine(path, EngineConfig(**CPU)) as engine:
         engine.set_classes(names)

@@ -30,7 +30,7 @@ def test_bad_settings_are_refused(name, value):
 
 
 @pytest.mark.parametrize(
-    ("name", "given", "meant"),
+    ("name", "value", "meant"),
     [
         ("device", "cuda", "cuda:0"),
         ("device", "CPU", "cpu"),
@@ -41,9 +41,9 @@ def test_bad_settings_are_refused(name, value):
         ("channel_order", "BGR", "bgr"),
     ],
 )
-def test_other_spellings_of_a_setting_are_taken(name, given, meant):
-    assert getattr(EngineConfig(**{name: given}), name) == meant
-    assert EngineConfig(**{name: given}) == EngineConfig.from_dict({name: meant})
+def test_other_spellings_of_a_setting_are_taken(name, value, meant):
+    assert getattr(EngineConfig(**{name: value}), name) == meant
+    assert EngineConfig(**{name: value}) == EngineConfig.from_dict({name: meant})
 
 
 def nested(depth):
@@ -180,34 +180,36 @@ TABLE = [
 
 @pytest.fixture
 def choose(monkeypatch):
-    def on(backend, machine, held, asked, allowed=ANY):
+    def on(backend, machine, variants, asked, allowed=ANY):
         if machine in CPUS:
             stand_in(monkeypatch, machine)
         properties = {"compute_capability": machine}
         native = SimpleNamespace(cuda_device_properties=lambda index: properties)
         monkeypatch.setattr(_torch, "core", native)
         device = "cpu" if machine == "cpu" or machine in CPUS else "cuda:0"
-        return BACKENDS[backend].choose(held, asked, device=device, allowed=allowed)
+        return BACKENDS[backend].choose(variants, asked, device=device, allowed=allowed)
 
     return on
 
 
-@pytest.mark.parametrize(("backend", "machine", "held", "asked", "given"), TABLE)
-def test_choice(choose, backend, machine, held, asked, given):
-    if given is None:
+@pytest.mark.parametrize(("backend", "machine", "variants", "asked", "choice"), TABLE)
+def test_choice(choose, backend, machine, variants, asked, choice):
+    if choice is None:
         with refused(PrecisionNotApplied, "precision"):
-            choose(backend, machine, held, asked)
+            choose(backend, machine, variants, asked)
     else:
-        variant, precision = given
-        assert choose(backend, machine, held, asked) == Choice(variant=variant, precision=precision)
+        variant, precision = choice
+        assert choose(backend, machine, variants, asked) == Choice(
+            variant=variant, precision=precision
+        )
 
 
 @pytest.mark.parametrize(
     ("backend", "machine"), [("openvino", "amx"), ("torch", "8.7"), ("tensorrt", "8.7")]
 )
 def test_graphs_that_decide_within_themselves_stay_in_float32(choose, backend, machine):
-    chosen = choose(backend, machine, BOTH, "auto", allowed=("float32",))
-    assert chosen == Choice(variant="float32", precision="float32")
+    choice = choose(backend, machine, BOTH, "auto", allowed=("float32",))
+    assert choice == Choice(variant="float32", precision="float32")
 
 
 MACHINES = [("openvino", name) for name in CPUS]
@@ -217,14 +219,14 @@ MACHINES += [("torch", "cpu"), ("torch", "7.5"), ("torch", "8.7"), ("tensorrt", 
 @pytest.mark.parametrize(("backend", "machine"), MACHINES)
 def test_every_remedy_leads_somewhere(choose, backend, machine):
     bundles = (BOTH, FULL, HALF, ("float16", "int8"))
-    for held, asked, allowed in itertools.product(bundles, PRECISIONS, (ANY, ("float32",))):
+    for variants, asked, allowed in itertools.product(bundles, PRECISIONS, (ANY, ("float32",))):
         try:
-            choose(backend, machine, held, asked, allowed)
+            choose(backend, machine, variants, asked, allowed)
         except PrecisionNotApplied as error:
             proposed = re.search(r"Use precision='(\w+)'", str(error))
             listed = re.search(r"for this bundle \(([^)]+)\)", str(error))
             for name in (proposed[1], *(listed[1].split(", ") if listed else ())):
-                choose(backend, machine, held, name, allowed)
+                choose(backend, machine, variants, name, allowed)
 
 
 def test_what_cannot_be_chosen_at_all_is_refused(choose):

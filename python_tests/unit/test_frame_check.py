@@ -47,14 +47,14 @@ MENDED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("given", "words", "mend"), MENDED, ids=[m[1] for m in MENDED])
-def test_the_named_call_mends_the_frame(engine, given, words, mend):
+@pytest.mark.parametrize(("frame", "words", "mend"), MENDED, ids=[m[1] for m in MENDED])
+def test_the_named_call_mends_the_frame(engine, frame, words, mend):
     with pytest.raises(ZssegError) as caught:
-        engine.segment(given)
+        engine.segment(frame)
     assert words in str(caught.value)
     assert str(caught.value).startswith("frame: expected ")
-    np.testing.assert_array_equal(mend(given), FRAME)
-    np.testing.assert_array_equal(engine.segment(mend(given)).labels, engine.segment(FRAME).labels)
+    np.testing.assert_array_equal(mend(frame), FRAME)
+    np.testing.assert_array_equal(engine.segment(mend(frame)).labels, engine.segment(FRAME).labels)
 
 
 @pytest.mark.parametrize(
@@ -84,12 +84,12 @@ def test_tensors_are_told_how_to_become_arrays(engine):
 
 
 def test_seen_names_are_matched_as_the_tokenizer_reads_them(engine):
-    photo, found = read_photo(demo_bundle("scenes").parent / "beach.png"), []
+    photo, maps = read_photo(demo_bundle("scenes").parent / "beach.png"), []
     for name in ("blue sky", "Blue sky", "blue  sky", "\ufeffblue sky"):
         engine.set_classes([name, "yellow sand"])
-        found.append(engine.segment(photo).labels)
-    for labels in found[1:]:
-        assert (labels == found[0]).all()
+        maps.append(engine.segment(photo).labels)
+    for labels in maps[1:]:
+        assert (labels == maps[0]).all()
 
 
 def test_frames_of_odd_kinds_are_refused(engine):
@@ -125,8 +125,8 @@ def lanes(request):
 
 def test_results_are_those_of_one_by_one(lanes, frames):
     alone = [lanes.segment(frame) for frame in frames]
-    for given in (frames, iter(frames)):
-        together = lanes.segment_batch(given)
+    for batch in (frames, iter(frames)):
+        together = lanes.segment_batch(batch)
         for seg, expected in zip(together, alone, strict=True):
             np.testing.assert_array_equal(seg.labels, expected.labels)
             np.testing.assert_array_equal(seg.scores, expected.scores)

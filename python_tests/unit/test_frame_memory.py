@@ -37,7 +37,7 @@ def texture(size_hw, seed=0):
     return (1 + 0.25 * np.clip(smooth / smooth.std(), -2, 2))[..., None]
 
 
-def picture(seed=0, size_hw=(256, 256), split=0.5):
+def image(seed=0, size_hw=(256, 256), split=0.5):
     """Red on the left of a line, blue on the right, with spots."""
     colours = np.empty((*size_hw, 3))
     colours[:, : int(split * size_hw[1])] = COLOURS["red"]
@@ -56,7 +56,7 @@ def panned(scene, x):
 
 def test_scores_of_a_still_scene_settle_on_the_mean(engine):
     """Each noisy frame moves the scores far less than it would by itself."""
-    scene, memory = picture(), FrameMemory()
+    scene, memory = image(), FrameMemory()
     plain, steady = [], []
     for seed in range(12):
         frame = noisy(scene, seed)
@@ -69,7 +69,7 @@ def test_scores_of_a_still_scene_settle_on_the_mean(engine):
 @pytest.mark.parametrize("order", ["rgb", "bgr"])
 def test_labels_follow_a_pan(order):
     """A window that pans fast over red and blue: the border between them stays where it is."""
-    scene = picture(size_hw=(256, 640), split=0.55)
+    scene = image(size_hw=(256, 640), split=0.55)
     if order == "bgr":
         scene = np.ascontiguousarray(scene[..., ::-1])
     memory = FrameMemory()
@@ -99,9 +99,9 @@ CHANGES = {
     "vocabulary": lambda engine, memory: engine.set_classes(["blue", "red", "green"]),
     "same vocabulary again": lambda engine, memory: engine.set_classes(list(COLOURS)),
     "reset": lambda engine, memory: memory.reset(),
-    "cut": lambda engine, memory: picture(7, split=0.2),
-    "size": lambda engine, memory: picture(0, (256, 300)),
-    "tiny": lambda engine, memory: picture(0, (9, 9)),
+    "cut": lambda engine, memory: image(7, split=0.2),
+    "size": lambda engine, memory: image(0, (256, 300)),
+    "tiny": lambda engine, memory: image(0, (9, 9)),
 }
 
 
@@ -109,9 +109,9 @@ CHANGES = {
 def test_what_ends_a_scene_is_followed_by_a_fresh_start(engine, change):
     memory = FrameMemory(skip_still=True)
     for seed in range(3):
-        engine.segment(noisy(picture(), seed), memory=memory)
+        engine.segment(noisy(image(), seed), memory=memory)
     other = CHANGES[change](engine, memory)
-    frame = other if isinstance(other, np.ndarray) else noisy(picture(), 9)
+    frame = other if isinstance(other, np.ndarray) else noisy(image(), 9)
     again = engine.segment(frame, with_scores=True, memory=memory)
     plain = engine.segment(frame, with_scores=True)
     assert not again.reused
@@ -120,14 +120,14 @@ def test_what_ends_a_scene_is_followed_by_a_fresh_start(engine, change):
 
 
 def test_lanes_take_turns_with_a_memory(engine):
-    frames = [noisy(picture(), seed) for seed in range(4)]
+    frames = [noisy(image(), seed) for seed in range(4)]
     alone, shared = FrameMemory(), FrameMemory()
     with engine.lane() as lane:
         for number, frame in enumerate(frames):
             expected = engine.segment(frame, with_scores=True, memory=alone)
             where = lane if number % 2 else engine
-            found = where.segment(frame, with_scores=True, memory=shared)
-            np.testing.assert_array_equal(found.scores, expected.scores)
+            seg = where.segment(frame, with_scores=True, memory=shared)
+            np.testing.assert_array_equal(seg.scores, expected.scores)
 
 
 def test_a_memory_in_use_is_refused_and_then_serves_again(engine, monkeypatch):
@@ -135,42 +135,42 @@ def test_a_memory_in_use_is_refused_and_then_serves_again(engine, monkeypatch):
 
     def intrude(*arguments, **settings):
         with engine.lane() as lane:
-            for call in (lambda: lane.segment(picture(), memory=memory), memory.reset):
+            for call in (lambda: lane.segment(image(), memory=memory), memory.reset):
                 with refused(EngineStateError, "memory"):
                     call()
         tried.append(1)
         return all_finite(*arguments, **settings)
 
     monkeypatch.setattr(ops, "all_finite", intrude)
-    engine.segment(picture(), memory=memory)
+    engine.segment(image(), memory=memory)
     monkeypatch.undo()
     assert tried == [1]
-    engine.segment(picture(), memory=memory)
+    engine.segment(image(), memory=memory)
 
 
 def test_after_an_error_the_past_is_forgotten(engine, monkeypatch):
     memory, similarity = FrameMemory(skip_still=True), ops.patch_text_similarity
-    engine.segment(noisy(picture(), 0), memory=memory)
+    engine.segment(noisy(image(), 0), memory=memory)
     monkeypatch.setattr(
         ops, "patch_text_similarity", lambda *a, **b: similarity(*a, **b) * np.float32(np.nan)
     )
     with refused(BackendError, "mask_logits"):
-        engine.segment(noisy(picture(), 1, 60), memory=memory)
+        engine.segment(noisy(image(), 1, 60), memory=memory)
     monkeypatch.undo()
-    frame = noisy(picture(), 2)
+    frame = noisy(image(), 2)
     again = engine.segment(frame, with_scores=True, memory=memory)
     np.testing.assert_array_equal(again.scores, engine.segment(frame, with_scores=True).scores)
 
 
 def test_what_is_no_memory_and_families_without_class_logits_are_refused(engine):
     with refused(ArgumentError, "memory"):
-        engine.segment(picture(), memory=True)
+        engine.segment(image(), memory=True)
     with refused(ArgumentError, "memory"):
         FrameMemory(steady=False)
     with Engine(STORED / "proposals.zsseg", EngineConfig(**CPU)) as other:
         other.set_classes(["name 0", "name 1"])
         with refused(ArgumentError, "memory", "proposals"):
-            other.segment(picture(), memory=FrameMemory())
+            other.segment(image(), memory=FrameMemory())
         with refused(ArgumentError, "memory", "proposals"):
             other.stream("test://", steady=True)
 
@@ -192,9 +192,9 @@ def test_results_are_the_caller_s_own():
     with Engine(STORED / "dense.zsseg", EngineConfig(**CPU, with_class_scores="low")) as engine:
         engine.set_classes(list(COLOURS))
         memory = still()
-        expected = engine.segment(picture(), with_scores=True)
+        expected = engine.segment(image(), with_scores=True)
         for reused in (False, True, True, True):
-            seg = engine.segment(picture(), with_scores=True, memory=memory)
+            seg = engine.segment(image(), with_scores=True, memory=memory)
             assert seg.reused is reused
             for name, value in (("labels", 77), ("scores", -1), ("class_scores", 77)):
                 np.testing.assert_array_equal(getattr(seg, name), getattr(expected, name))
@@ -204,43 +204,43 @@ def test_results_are_the_caller_s_own():
 def test_slow_changes_add_up(engine):
     """Frames are compared with the last one that ran, not with the one before."""
     memory, base = still(), np.full((64, 64, 3), 100, np.uint8)
-    found = [engine.segment(base + np.uint8(level), memory=memory).reused for level in range(10)]
-    assert found == [False, *[True] * 6, False, True, True]
+    reused = [engine.segment(base + np.uint8(level), memory=memory).reused for level in range(10)]
+    assert reused == [False, *[True] * 6, False, True, True]
 
 
 def test_labels_are_given_again_for_a_second(engine):
     memory = still()
     times = [10.0, 10.5, 11.0, 11.01, 12.0, 12.02, 11.9]  # the last is before the one that ran
-    found = [engine.segment(picture(), memory=memory, captured_at=at).reused for at in times]
-    assert found == [False, True, True, False, True, False, False]
+    reused = [engine.segment(image(), memory=memory, captured_at=at).reused for at in times]
+    assert reused == [False, True, True, False, True, False, False]
 
 
 def test_without_a_capture_time_the_monotonic_clock_counts(engine, monkeypatch):
     now = [50.0]
     monkeypatch.setattr(memory_module.time, "monotonic", lambda: now[0])
-    memory, found = still(), []
+    memory, reused = still(), []
     for now[0] in (50.0, 50.9, 51.1):
-        found.append(engine.segment(picture(), memory=memory).reused)
-    assert found == [False, True, False]
+        reused.append(engine.segment(image(), memory=memory).reused)
+    assert reused == [False, True, False]
 
 
 @pytest.mark.parametrize("settings", [{"unknown_below": 0.9}, {"with_scores": True}])
 def test_another_rule_runs_the_frame(engine, settings):
     memory = still()
-    engine.segment(picture(), memory=memory)
-    changed = engine.segment(picture(), memory=memory, **settings)
+    engine.segment(image(), memory=memory)
+    changed = engine.segment(image(), memory=memory, **settings)
     assert not changed.reused
-    np.testing.assert_array_equal(changed.labels, engine.segment(picture(), **settings).labels)
-    assert engine.segment(picture(), memory=memory, **settings).reused
+    np.testing.assert_array_equal(changed.labels, engine.segment(image(), **settings).labels)
+    assert engine.segment(image(), memory=memory, **settings).reused
 
 
 def test_times_tell_what_was_done(engine):
     memory = FrameMemory(skip_still=True)
-    first = engine.segment(picture(), memory=memory)
-    again = engine.segment(picture(), memory=memory)
+    first = engine.segment(image(), memory=memory)
+    again = engine.segment(image(), memory=memory)
     assert {"compare", "image_encoder", "steady", "total"} <= set(first.times)
     assert set(again.times) == {"compare", "total"}
-    assert not {"compare", "steady"} & set(engine.segment(picture()).times)
+    assert not {"compare", "steady"} & set(engine.segment(image()).times)
 
 
 GRID = (8, 16)  # rows, columns: cells of 16 by 8 pixels
@@ -253,8 +253,8 @@ def spots(seed, contrast=60.0, size=192):
     return np.clip(128 + contrast * noise / noise.std(), 0, 255).astype(np.uint8)
 
 
-def window(picture, x, y):
-    return np.ascontiguousarray(picture[y : y + 128, x : x + 128])
+def window(image, x, y):
+    return np.ascontiguousarray(image[y : y + 128, x : x + 128])
 
 
 def glance(grey):

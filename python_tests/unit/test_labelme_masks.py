@@ -31,8 +31,8 @@ def shape(label, points, kind="polygon"):
 
 
 def make(folder, **options):
-    given = {"rest": "", "classes": "", "val": 0.25} | options
-    return convert(folder / "polygons", folder / "out", **given)
+    arguments = {"rest": "", "classes": "", "val": 0.25} | options
+    return convert(folder / "polygons", folder / "out", **arguments)
 
 
 def mask(folder, name):

@@ -1,4 +1,4 @@
-"""What every operation refuses, and that the error names the argument."""
+"""Refusals of every operation; the error names the argument."""
 
 import numpy as np
 import pytest

@@ -79,11 +79,11 @@ def test_a_percentile_s_interval_is_between_binomial_order_statistics(count, sha
     below = scipy.stats.binom(count, share)
     low = max((k for k in range(count + 1) if below.cdf(k - 1) <= 0.025), default=0)
     high = min((k for k in range(count + 2) if below.sf(k - 1) <= 0.025), default=count + 1)
-    found = percentile_interval(ordered[::-1], share)
+    interval = percentile_interval(ordered[::-1], share)
     if low < 1 or high > count:
-        assert found is None
+        assert interval is None
     else:
-        assert found == (ordered[low - 1], ordered[high - 1])
+        assert interval == (ordered[low - 1], ordered[high - 1])
 
 
 @pytest.mark.parametrize(("count", "method", "slack"), [
@@ -92,21 +92,21 @@ def test_a_percentile_s_interval_is_between_binomial_order_statistics(count, sha
 ])  # fmt: skip
 def test_the_shift_s_interval_holds_what_wilcoxon_s_test_does_not_refute(count, method, slack):
     values = np.random.default_rng(count).normal(0.3, 1.0, count)
-    found = shift_estimate([float(value) for value in values])
+    estimate = shift_estimate([float(value) for value in values])
     correction = {"correction": True} if method == "approx" else {}
 
     def chance(shift):
         return scipy.stats.wilcoxon(values - shift, method=method, **correction).pvalue
 
-    assert chance(found.low + slack) > 0.05 >= chance(found.low - slack)
-    assert chance(found.high - slack) > 0.05 >= chance(found.high + slack)
+    assert chance(estimate.low + slack) > 0.05 >= chance(estimate.low - slack)
+    assert chance(estimate.high - slack) > 0.05 >= chance(estimate.high + slack)
     pairs = [(a + b) / 2 for i, a in enumerate(values) for b in values[i:]]
-    assert found.value == pytest.approx(np.median(pairs), abs=1e-12)
+    assert estimate.value == pytest.approx(np.median(pairs), abs=1e-12)
 
 
 def test_a_handful_of_rounds_has_no_interval_and_too_many_are_thinned():
-    found = shift_estimate([0.1, 0.2, 0.3, 0.4, 0.5])
-    assert (found.value, found.low, found.high) == (pytest.approx(0.3), None, None)
+    estimate = shift_estimate([0.1, 0.2, 0.3, 0.4, 0.5])
+    assert (estimate.value, estimate.low, estimate.high) == (pytest.approx(0.3), None, None)
     assert judge([1.0] * 5, [2.0] * 5, basis="wall", threshold=0.02).verdict == "undecided"
     values = [float(index) for index in range(3 * MOST_PAIRS)]
     assert shift_estimate(values).value == pytest.approx(np.median(values), rel=1e-3)
@@ -293,8 +293,8 @@ def test_frames_that_fall_due_wait_for_the_one_before():
 
 def test_pacing_shares_the_time_and_leaves_out_what_fails():
     candidates = [GivenTimes("a", [1.0]), GivenTimes("b", [1.0], fails_in=9)]
-    found = pace_in_turns(candidates, rate=30.0, seconds=3.0)
-    assert {name: len(frames) for name, frames in found.items()} == {"a": 90}
+    paced = pace_in_turns(candidates, rate=30.0, seconds=3.0)
+    assert {name: len(frames) for name, frames in paced.items()} == {"a": 90}
 
 
 def test_threads_that_wait_are_counted_from_when_they_began():
@@ -636,7 +636,7 @@ def test_energy_that_nothing_gives_is_absent(tmp_path, monkeypatch, nvml, reason
         assert reason in watch(None)[0]["GPU"].reason
 
 
-def measured(*configs, waiting=0.0, nodes=None, **known):
+def measured(*configs, waiting=0.0, nodes=None, **fields):
     """Variants whose frames take given times, the first of them 2 ms."""
     names = [f"v{index}" for index in range(len(configs))]
     times = [[2.0, 2.01, 1.99], [3.0, 3.01, 2.99]]
@@ -651,7 +651,7 @@ def measured(*configs, waiting=0.0, nodes=None, **known):
     )
     work = SimpleNamespace(num_classes=lambda _: 1, frame_sizes=lambda _: "1x1")
     profiler = Profiler(
-        variants=variants, workload=work, source="", command="", rounds=rounds, **known
+        variants=variants, workload=work, source="", command="", rounds=rounds, **fields
     )
     profiler.reports["v0"].nodes = tuple(
         NodeRow(graph=graph, name=name, type=kind, kind=kind_of(name, kind), ms=ms)
@@ -674,9 +674,9 @@ def test_cpu_time_of_other_numbers_of_threads_is_warned_of(threads, waiting, not
 
 
 def test_a_report_has_what_the_gpu_did_also_after_ctrl_c():
-    seen = Conditions(readings=(Reading(name="GPU clock", value=1.0),), notes=("it was hot",))
-    report = measured({}, conditions=[seen], interrupted=True)
-    assert seen.readings[0] in report.conditions.readings
+    conditions = Conditions(readings=(Reading(name="GPU clock", value=1.0),), notes=("it was hot",))
+    report = measured({}, conditions=[conditions], interrupted=True)
+    assert conditions.readings[0] in report.conditions.readings
     assert "it was hot" in report.notes
     assert any("interrupted" in note for note in report.notes)
 

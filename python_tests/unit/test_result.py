@@ -187,7 +187,7 @@ def test_names_are_on_the_parts_and_the_legend_is_below():
 def test_letters_have_a_dark_edge_all_around():
     seg = dataclasses.replace(halves(), labels=np.zeros((600, 800), np.uint8))
     plot = seg.plot(np.full((600, 800, 3), 128, np.uint8), alpha=0.0, legend=False)
-    light, dark = (np.flatnonzero(found.any(axis=0)) for found in (plot[..., 0] > 200,
+    light, dark = (np.flatnonzero(mask.any(axis=0)) for mask in (plot[..., 0] > 200,
                                                                    plot[..., 0] < 60))  # fmt: skip
     assert 0 < light[0] - dark[0] < 10
     assert 0 < dark[-1] - light[-1] < 10

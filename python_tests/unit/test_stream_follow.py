@@ -31,16 +31,16 @@ def scene(seed=0, size=(260, 400)):
     return np.clip(128 + 50 * noise / noise.std(), 0, 255).astype(np.uint8)
 
 
-def window(picture, x=0, y=0, hw=HW):
-    return np.ascontiguousarray(picture[y : y + hw[0], x : x + hw[1]])
+def window(image, x=0, y=0, hw=HW):
+    return np.ascontiguousarray(image[y : y + hw[0], x : x + hw[1]])
 
 
 SCENE = scene()
 STRIPES = np.repeat(np.arange(400) // 20, 260).reshape(400, 260).T.astype(np.uint8)
 
 
-def frame_at(index, x=0, *, rate=30.0, source="cam", hw=HW, picture=SCENE):
-    return Frame(source=source, index=index, image=window(picture, x, hw=hw),
+def frame_at(index, x=0, *, rate=30.0, source="cam", hw=HW, image=SCENE):
+    return Frame(source=source, index=index, image=window(image, x, hw=hw),
                  captured_at=index / rate, clock="arrival")  # fmt: skip
 
 
@@ -68,8 +68,8 @@ def moved(images, labels, *, holds=False):
 
 def wrong(labels, x):
     """Share of labels that differ from the truth, of those that are known."""
-    known = labels != np.iinfo(labels.dtype).max
-    return float((labels != window(STRIPES, x))[known].mean())
+    labelled = labels != np.iinfo(labels.dtype).max
+    return float((labels != window(STRIPES, x))[labelled].mean())
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -83,17 +83,17 @@ def test_labels_move_with_what_they_name(dtype, steps):
     unknown = labels == np.iinfo(dtype).max
     assert unknown[:, 3 - 3 * steps :].mean() > 0.6  # what has come in
     assert unknown[:, : -3 * steps - 6].mean() < 0.02
-    held = moved(images, before, holds=True)
-    assert (held[:, -2:] == before[:, -2:]).all()
+    filled = moved(images, before, holds=True)
+    assert (filled[:, -2:] == before[:, -2:]).all()
 
 
 @pytest.mark.parametrize("times", [1, 5])
 def test_noise_moves_nothing(times):
     rng = np.random.default_rng(1)
-    picture, labels = (one.repeat(times, 0).repeat(times, 1)
+    image, labels = (one.repeat(times, 0).repeat(times, 1)
                        for one in (window(SCENE), window(STRIPES)))  # fmt: skip
     labels[::2, ::3] += 1  # of every pixel's own
-    still = [np.clip(picture + rng.normal(0, 3, picture.shape), 0, 255).astype(np.uint8)
+    still = [np.clip(image + rng.normal(0, 3, image.shape), 0, 255).astype(np.uint8)
              for _ in range(9)]  # fmt: skip
     assert (moved(still, labels) == labels).mean() > 0.999
 
@@ -165,8 +165,8 @@ def test_every_frame_gets_labels_while_the_network_has_another():
 
 def test_a_network_that_keeps_up_labels_each_frame_itself():
     frames = NewestFrames(label, Following())  # each frame takes 0.02 s of 0.033
-    found = [frames.next(lambda n=n: frame_at(n, 3 * n)) for n in range(12)]
-    assert [seg.moved_from for seg in found] == [None] * 12
+    segs = [frames.next(lambda n=n: frame_at(n, 3 * n)) for n in range(12)]
+    assert [seg.moved_from for seg in segs] == [None] * 12
     frames.close()
 
 
@@ -212,10 +212,10 @@ def test_other_classes_begin_anew():
 def test_after_a_cut_labels_are_unknown_or_held_until_there_are_new_ones(holds):
     network = SlowNetwork(holds=holds)
     first = network.next(frame_at(0), labels=1)
-    seg = network.next(frame_at(1, picture=scene(5)))
+    seg = network.next(frame_at(1, image=scene(5)))
     network.wait_until_begun()
     assert (seg.labels == (first.labels if holds else 255)).all()
-    assert network.next(frame_at(2, picture=scene(5)), labels=1).moved_from == 1
+    assert network.next(frame_at(2, image=scene(5)), labels=1).moved_from == 1
     network.free.release(9)
 
 
@@ -224,8 +224,8 @@ def test_sources_share_the_network_and_keep_their_own_labels():
     network.next(frame_at(0), labels=1)
     seg = network.next(frame_at(0, source="b"), labels=1)
     assert (seg.moved_from, seg.frame.source) == (None, "b")
-    found = [network.next(frame_at(n, 3 * n, source=s)) for n in (1, 2) for s in ("cam", "b")]
-    assert [(seg.frame.source, seg.moved_from) for seg in found] == [("cam", 0), ("b", 0)] * 2
+    segs = [network.next(frame_at(n, 3 * n, source=s)) for n in (1, 2) for s in ("cam", "b")]
+    assert [(seg.frame.source, seg.moved_from) for seg in segs] == [("cam", 0), ("b", 0)] * 2
     network.free.release(9)
 
 
@@ -238,21 +238,21 @@ def key_frames(frames, every=4, **settings):
         return label(frame)
 
     keys = KeyFrames(work, Following(every=every, **settings))
-    found = []
+    segs = []
     while True:
         try:
-            found.append(keys.next(waiting.__next__))
+            segs.append(keys.next(waiting.__next__))
         except StopIteration:
-            return found, labelled
+            return segs, labelled
 
 
 def test_frames_between_take_the_nearer_labels():
-    found, labelled = key_frames([frame_at(n, 3 * n) for n in range(11)])
+    segs, labelled = key_frames([frame_at(n, 3 * n) for n in range(11)])
     assert labelled == [0, 4, 8]
-    assert [seg.frame.index for seg in found] == [*range(11)]
+    assert [seg.frame.index for seg in segs] == [*range(11)]
     origins = [None, 0, 0, 4, None, 4, 4, 8, None, 8, 8]  # the last two have nothing after them
-    assert [seg.moved_from for seg in found] == origins
-    assert all(wrong(seg.labels, 3 * n) < 0.1 for n, seg in enumerate(found))
+    assert [seg.moved_from for seg in segs] == origins
+    assert all(wrong(seg.labels, 3 * n) < 0.1 for n, seg in enumerate(segs))
 
 
 def test_no_label_goes_to_another_size_or_over_a_leap():
@@ -260,10 +260,10 @@ def test_no_label_goes_to_another_size_or_over_a_leap():
     frames = [*(frame_at(n, 3 * n) for n in range(3)), frame_at(3, 9),
               *(frame_at(n, 3 * n, hw=small) for n in (4, 5)),
               replace(frame_at(6, 18, hw=small), captured_at=60.0)]  # fmt: skip
-    found, labelled = key_frames(frames, every=8)
+    segs, labelled = key_frames(frames, every=8)
     assert labelled == [0, 4, 6]
-    assert [seg.moved_from for seg in found] == [None, 0, 0, 0, None, 4, None]
-    assert [seg.labels.shape for seg in found] == [HW] * 4 + [small] * 3
+    assert [seg.moved_from for seg in segs] == [None, 0, 0, 0, None, 4, None]
+    assert [seg.labels.shape for seg in segs] == [HW] * 4 + [small] * 3
 
 
 def camera(count, then, *, paced=False):
@@ -289,8 +289,8 @@ def test_frames_do_not_wait_for_a_camera_that_stopped_between_two_labelled_ones(
     patience = Patience(stalled_after=0.1, lost_after=LONG)
     settings = {"policy": "all", "patience": patience, "following": Following(every=6)}
     with Stream([camera(7, then)], unlabelled, **settings) as stream:
-        found = [next(stream) for _ in range(7)]
-    assert [seg.moved_from for seg in found] == [None, 0, 0, 0, 6, 6, None]
+        segs = [next(stream) for _ in range(7)]
+    assert [seg.moved_from for seg in segs] == [None, 0, 0, 0, 6, 6, None]
     stream = Stream([camera(5, then)], unlabelled, **settings)
     assert [next(stream).moved_from for _ in range(5)] == [None, 0, 0, 0, 0]
     stats = stream.stats()["cam"]
@@ -308,11 +308,11 @@ def test_a_live_stream_gives_out_more_than_it_labels():
         return unlabelled(image)
 
     with Stream([camera(40, then, paced=True)], segment, following=Following()) as stream:
-        found = [next(stream) for _ in range(20)]
+        segs = [next(stream) for _ in range(20)]
         stats = stream.stats()["cam"]
         assert stats.given_out == 20
         assert 1 <= stats.labelled < 12
-        ages = [seg.labelled_age for seg in found if seg.moved_from is not None]
+        ages = [seg.labelled_age for seg in segs if seg.moved_from is not None]
         assert len(ages) >= 8
         assert max(ages) < 2.0
         then.set()

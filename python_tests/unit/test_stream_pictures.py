@@ -94,7 +94,7 @@ def test_photos_come_in_order_without_broken_ones(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "shown"),
+    ("uri", "shown"),
     [
         ("rtsp://user:secret@cam:554/1", "rtsp://cam:554/1"),
         ("cannot open 'http://u:se@cr@et@cam/a?b=1': no", "cannot open 'http://cam/a': no"),
@@ -118,12 +118,12 @@ def test_photos_come_in_order_without_broken_ones(tmp_path):
         ("a@b.mp4", "a@b.mp4"),
     ],
 )
-def test_passwords_are_blanked_out(given, shown):
-    assert redact(given) == shown
+def test_passwords_are_blanked_out(uri, shown):
+    assert redact(uri) == shown
 
 
 @pytest.mark.parametrize(
-    ("address", "told"),
+    ("address", "expected"),
     [
         ("rtsp://u:se cret@cam/1", "rtsp://cam/1"),
         ("rtsp://u:se\ncret@cam/1", "rtsp://cam/1"),
@@ -131,8 +131,8 @@ def test_passwords_are_blanked_out(given, shown):
         ("u:secret@cam rtsp://x", "***"),
     ],
 )
-def test_an_address_is_shown_without_any_login(address, told):
-    assert shown(address) == told
+def test_an_address_is_shown_without_any_login(address, expected):
+    assert shown(address) == expected
 
 
 @pytest.mark.parametrize(
@@ -177,17 +177,17 @@ HELD = {
 
 def scene():
     """64x48, each corner of another colour."""
-    picture = np.zeros((48, 64, 3), np.uint8)
+    image = np.zeros((48, 64, 3), np.uint8)
     colours = (200, 40, 40), (40, 200, 40), (40, 40, 200), (200, 200, 40)
     for place, colour in enumerate(colours):
         top, left = place // 2 * 24, place % 2 * 32
-        picture[top : top + 24, left : left + 32] = colour
-    return picture
+        image[top : top + 24, left : left + 32] = colour
+    return image
 
 
-def record(path, picture, matrix):
+def record(path, image, matrix):
     """A video whose header notes how to show it, as phones write it."""
-    write_video(path, [np.ascontiguousarray(picture)] * 3)
+    write_video(path, [np.ascontiguousarray(image)] * 3)
     data = bytearray(path.read_bytes())
     a, b, c, d = matrix
     place = data.index(b"tkhd") + 4 + 40
@@ -196,17 +196,17 @@ def record(path, picture, matrix):
     return path
 
 
-@pytest.mark.parametrize("held", sorted(HELD))
-def test_frames_are_upright_however_the_phone_was_held(tmp_path, held):
-    order = "bgr" if "mirrored" in held else "rgb"
+@pytest.mark.parametrize("way", sorted(HELD))
+def test_frames_are_upright_however_the_phone_was_held(tmp_path, way):
+    order = "bgr" if "mirrored" in way else "rgb"
     pytest.importorskip("av")
-    lie, matrix = HELD[held]
+    lie, matrix = HELD[way]
     path = record(tmp_path / "phone.mp4", lie(scene()), matrix)
     (source,) = open_sources(path, order)
-    found = [picture.image for picture in source.pictures(ReaderNow())]
-    assert len(found) == 3
+    images = [picture.image for picture in source.pictures(ReaderNow())]
+    assert len(images) == 3
     expected = scene() if order == "rgb" else scene()[..., ::-1]
-    for image in found:
+    for image in images:
         assert image.flags["C_CONTIGUOUS"]
         assert image.shape == expected.shape
         off = np.abs(image.astype(int) - expected)
@@ -251,10 +251,10 @@ def test_planes_are_those_of_the_standard(size_hw, channel_order):
     rgb = np.random.default_rng(0).integers(0, 256, (*size_hw, 3), dtype=np.uint8)
     image = rgb if channel_order == "rgb" else np.ascontiguousarray(rgb[..., ::-1])
     planes = split(i420(image, channel_order))
-    for found, expected in zip(planes, expected_planes(rgb), strict=True):
+    for plane, expected in zip(planes, expected_planes(rgb), strict=True):
         # Rounded twice: the mean of four pixels, then 10-bit weights.
-        assert np.abs(found - expected).max() <= 2.0
-        assert np.abs(found - expected).mean() <= 0.5
+        assert np.abs(plane - expected).max() <= 2.0
+        assert np.abs(plane - expected).mean() <= 0.5
 
 
 @pytest.mark.parametrize("size_hw", [(1, 1), (47, 63), (48, 63), (47, 64)])

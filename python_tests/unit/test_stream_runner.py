@@ -44,22 +44,22 @@ def picky(image):
     return label(image)
 
 
-def seen(stream, count=None):
-    found = []
+def numbers_of(stream, count=None):
+    frames = []
     for seg in stream:
-        found.append((seg.frame.source, seg.frame.index, number_of(seg.frame.image)))
-        if len(found) == count:
+        frames.append((seg.frame.source, seg.frame.index, number_of(seg.frame.image)))
+        if len(frames) == count:
             stream.close()
             break
-    return found
+    return frames
 
 
 def test_every_frame_of_a_file_is_labelled_in_order():
     stream = Stream([file("a", 25)], label)
-    found = list(stream)
-    assert [number_of(seg.frame.image) for seg in found] == list(range(25))
-    assert [seg.frame.index for seg in found] == list(range(25))
-    assert (found[3].labels == found[3].frame.image[..., 0]).all()
+    segs = list(stream)
+    assert [number_of(seg.frame.image) for seg in segs] == list(range(25))
+    assert [seg.frame.index for seg in segs] == list(range(25))
+    assert (segs[3].labels == segs[3].frame.image[..., 0]).all()
     stats = stream.stats()["a"]
     assert (stats.state, stats.captured, stats.labelled, stats.dropped) == ("ended", 25, 25, 0)
     assert set(stats.age_ms) == {"p50", "p95", "p99"}
@@ -69,10 +69,10 @@ def test_every_frame_of_a_file_is_labelled_in_order():
 def test_sources_take_turns_and_a_sink_that_fails_fails_alone():
     sound, broken = Notes("sound"), Notes("broken", fails_at=3)
     stream = Stream([file("a", 10), file("b", 20)], label, writers=[sound, broken])
-    found = seen(stream)
+    frames = numbers_of(stream)
     for name, count in (("a", 10), ("b", 20)):
-        assert [f[1:] for f in found if f[0] == name] == [(n, n) for n in range(count)]
-    assert sorted(sound.found) == sorted(f[1] for f in found)
+        assert [f[1:] for f in frames if f[0] == name] == [(n, n) for n in range(count)]
+    assert sorted(sound.indices) == sorted(f[1] for f in frames)
     assert (sound.closed, broken.closed) == (1, 1)
     first, second = stream.sink_stats()
     assert (first.name, first.written, first.error) == ("sound", 30, None)
@@ -80,12 +80,12 @@ def test_sources_take_turns_and_a_sink_that_fails_fails_alone():
 
 
 def test_a_slow_engine_gets_the_newest_frame_of_a_camera():
-    labelling, given, forever = threading.Event(), threading.Event(), threading.Event()
-    camera = Script("cam", [0, labelling, *range(1, 6), given.set, forever])
+    labelling, all_read, forever = threading.Event(), threading.Event(), threading.Event()
+    camera = Script("cam", [0, labelling, *range(1, 6), all_read.set, forever])
 
     def slow(image):
         labelling.set()
-        assert given.wait(LONG)
+        assert all_read.wait(LONG)
         return label(image)
 
     stream = Stream([camera], slow)
@@ -103,7 +103,7 @@ def test_a_camera_that_was_lost_comes_back(caplog):
     forever = threading.Event()
     camera = Script("cam", [0, 1, lost()], [lost()], [lost()], [2, 3, forever])
     stream = Stream([camera], label, policy="all", patience=AT_ONCE)
-    assert seen(stream, 4) == [("cam", n, n) for n in range(4)]
+    assert numbers_of(stream, 4) == [("cam", n, n) for n in range(4)]
     assert camera.opened == 4
     stats = stream.stats()["cam"]
     assert (stats.reconnects, stats.error, stats.state) == (1, None, "running")
@@ -117,7 +117,7 @@ def test_a_thread_that_hangs_is_abandoned_and_what_it_still_gives_is_discarded()
     camera = Script("cam", [0, hangs, 9], [1, hangs.set, 2, forever])
     patience = Patience(stalled_after=0.1, lost_after=1.0, first_retry=0.0)
     stream = Stream([camera], label, policy="all", patience=patience)
-    assert seen(stream, 3) == [("cam", n, n) for n in range(3)]
+    assert numbers_of(stream, 3) == [("cam", n, n) for n in range(3)]
     assert camera.closed.acquire(timeout=LONG)  # the first attempt ended by itself
     assert stream.stats()["cam"].captured == 3
     forever.set()
@@ -164,7 +164,7 @@ def test_cameras_that_are_off_at_the_start_are_waited_for_if_that_is_asked(caplo
     forever = threading.Event()
     camera = Script("cam", [lost()], [lost()], [lost()], [0, forever])
     absent = Script("file", [SourceError("file: absent")], live=False)
-    assert seen(Stream([camera, absent], label, patience=patience), 1) == [("cam", 0, 0)]
+    assert numbers_of(Stream([camera, absent], label, patience=patience), 1) == [("cam", 0, 0)]
     forever.set()
     assert caplog.messages[0] == "cam: lost: gone"
     with refused(SourceError, "file"):
@@ -175,14 +175,14 @@ def test_a_frame_that_cannot_be_labelled_loses_its_source_alone():
     camera, forever = Script("cam", [5, 6], [0, 1] * 50), threading.Event()
     camera.attempts[1].append(forever)
     stream = Stream([camera, file("a", 4), file("b", 2)], picky, policy="all", patience=AT_ONCE)
-    found = []
-    while stream.stats()["a"].error is None or ("b", 1, 1) not in found:
+    frames = []
+    while stream.stats()["a"].error is None or ("b", 1, 1) not in frames:
         seg = next(stream)
-        found.append((seg.frame.source, seg.frame.index, number_of(seg.frame.image)))
-    assert sorted(f for f in found if f[0] != "cam") == [
+        frames.append((seg.frame.source, seg.frame.index, number_of(seg.frame.image)))
+    assert sorted(f for f in frames if f[0] != "cam") == [
         ("a", 0, 0), ("a", 1, 1), ("b", 0, 0), ("b", 1, 1),
     ]  # fmt: skip
-    from_camera = [f[2] for f in found if f[0] == "cam"]
+    from_camera = [f[2] for f in frames if f[0] == "cam"]
     assert from_camera == ([0, 1] * 50)[: len(from_camera)]
     stats = stream.stats()
     assert stats["a"].error == "a: cannot be labelled: frame: expected another"
@@ -215,7 +215,7 @@ def test_a_stream_that_is_left_or_forgotten_stops_reading():
         del stream
         gc.collect()
         assert camera.closed.acquire(timeout=LONG)
-        assert (writer.found, writer.closed) == ([0], 1)  # files are finished
+        assert (writer.indices, writer.closed) == ([0], 1)  # files are finished
 
 
 @pytest.mark.parametrize("where", ["source", "sink"])
@@ -242,8 +242,8 @@ def test_a_jump_in_a_file_s_times_keeps_nobody_waiting(jump):
     stamps = [number / 10 + (jump if number > 3 else 0.0) for number in range(8)]
     joined = one("a", *(picture(n, pts_seconds=at) for n, at in enumerate(stamps)), live=False)
     began_at = time.monotonic()
-    found = seen(Stream([joined], label, policy="latest"))
-    assert found[-1][1] == 7
+    frames = numbers_of(Stream([joined], label, policy="latest"))
+    assert frames[-1][1] == 7
     assert 0.5 < time.monotonic() - began_at < LONG  # both parts at their own speed
 
 
@@ -252,12 +252,12 @@ class Notes(Writer):
 
     def __init__(self, name, fails_at=None):
         super().__init__(name)
-        self.found, self.fails_at, self.closed = [], fails_at, 0
+        self.indices, self.fails_at, self.closed = [], fails_at, 0
 
     def write(self, seg):
         if seg.frame.index == self.fails_at:
             raise SourceError(f"{self.name}: the disk is full")
-        self.found.append(seg.frame.index)
+        self.indices.append(seg.frame.index)
 
     def close(self):
         self.closed += 1
@@ -408,9 +408,9 @@ def test_results_keep_their_order_while_lanes_overtake_each_other():
         assert not first
         lanes.released[0].set()
         reader.join(LONG)
-        found = [*first, *stream]
-    assert [number_of(seg.labels) for seg in found] == [*range(20)]
-    assert [seg.frame.index for seg in found] == [*range(20)]
+        segs = [*first, *stream]
+    assert [number_of(seg.labels) for seg in segs] == [*range(20)]
+    assert [seg.frame.index for seg in segs] == [*range(20)]
     assert lanes.most_busy == 2
     assert lanes.closed == 1
 

@@ -37,12 +37,12 @@ def test_an_overlay_video_shows_the_labels_at_their_times(tmp_path, channel_orde
     results = [result(n, label=n % 3, captured_at=t) for n, t in enumerate(times)]
     stats = write(path, results, channel_order=channel_order)
     assert (stats.written, stats.dropped, stats.error, stats.files) == (4, 0, None, (str(path),))
-    found = frames_of(path)
-    assert [time for time, _ in found] == pytest.approx([0.0, 0.1, 0.25, 2.0], abs=1e-3)
-    for number, (_, image) in enumerate(found):
-        shown = image.reshape(-1, 3).mean(axis=0)
+    shots = frames_of(path)
+    assert [time for time, _ in shots] == pytest.approx([0.0, 0.1, 0.25, 2.0], abs=1e-3)
+    for number, (_, image) in enumerate(shots):
+        colour = image.reshape(-1, 3).mean(axis=0)
         np.testing.assert_allclose(
-            shown, palette(("road", "sky", "tree"))[number % 3], atol=6
+            colour, palette(("road", "sky", "tree"))[number % 3], atol=6
         )  # limited range, 4:2:0
 
 
@@ -53,9 +53,9 @@ def wide(number, split=320, **frame):
     return seg
 
 
-def changed_columns(picture, colours):
+def changed_columns(image, colours):
     """Columns where neither half has its plain colour."""
-    off = np.abs(picture[:, :, None].astype(int) - colours).max(axis=3).min(axis=2) > 60
+    off = np.abs(image[:, :, None].astype(int) - colours).max(axis=3).min(axis=2) > 60
     return np.flatnonzero(off.any(axis=0))
 
 
@@ -102,10 +102,10 @@ def test_a_name_stays_while_it_has_room_and_narrow_frames_have_none():
 )  # fmt: skip
 def test_times_are_a_file_s_own_and_rise(tmp_path, frames, times):
     write(tmp_path / "out.mp4", [result(n, **frame) for n, frame in enumerate(frames)])
-    found = [time for time, _ in frames_of(tmp_path / "out.mp4")]
-    assert len(found) == len(frames)
-    assert found == sorted(set(found))
-    assert times is None or found == pytest.approx(times, abs=1e-3)
+    stamps = [time for time, _ in frames_of(tmp_path / "out.mp4")]
+    assert len(stamps) == len(frames)
+    assert stamps == sorted(set(stamps))
+    assert times is None or stamps == pytest.approx(times, abs=1e-3)
 
 
 def noise(count):

@@ -1,4 +1,4 @@
-"""What a user may call a source, what is told of what is none, and which library reads RTSP."""
+"""Names of sources, refusals of what is none, and which library reads RTSP."""
 
 import sys
 from pathlib import Path
@@ -68,7 +68,7 @@ def test_what_a_source_is(uri, kind, expected):
 
 
 @pytest.mark.parametrize(
-    ("uri", "told"),
+    ("uri", "message"),
     [
         ("ftp://user:secret@cam/1", "got ftp://cam/1"),
         *((text, "") for text in (
@@ -95,10 +95,10 @@ def test_what_a_source_is(uri, kind, expected):
         ("a\ud83d*.mp4", "expected test://"),
     ],
 )  # fmt: skip
-def test_what_is_no_source_is_refused(uri, told):
+def test_what_is_no_source_is_refused(uri, message):
     with pytest.raises(ArgumentError) as raised:
         open_sources(uri)
-    assert told in str(raised.value)
+    assert message in str(raised.value)
     assert "secret" not in str(raised.value)
 
 
@@ -144,7 +144,7 @@ def test_a_list_gives_names(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("lines", "told"),
+    ("lines", "message"),
     [
         (["fr ont = 0"], "got NAME 'fr ont'"),
         (["Süd = 0"], "got NAME 'Süd'"),
@@ -161,13 +161,13 @@ def test_a_list_gives_names(tmp_path):
         (["front = ftp://u:secret@cam/1"], "got ftp://cam/1"),
     ],
 )
-def test_names_that_files_cannot_have_are_refused(lines, told, tmp_path):
-    if told is None:
+def test_names_that_files_cannot_have_are_refused(lines, message, tmp_path):
+    if message is None:
         assert named(tmp_path, *lines)[0].name == lines[0]  # a path, as it has a /
         return
     with pytest.raises(ArgumentError) as raised:
         named(tmp_path, *lines)
-    assert told in str(raised.value)
+    assert message in str(raised.value)
     assert "secret" not in str(raised.value)
 
 
@@ -178,14 +178,14 @@ def test_addresses_that_differ_where_it_is_not_shown_are_told_apart():
 
 
 def test_reports_name_sources_and_pipelines_without_secrets():
-    given = [
+    sources = [
         "http://u:se cret@cam/x?pw=secret",
         "@list.txt",
         'gst:rtspsrc location="rtsp://u:se cret@cam/secret=1" proxy-pw=(string)"se cret" '
         'extra-http-request-headers="h,Authorization=(string)secret" psw=secret ! decodebin',
         "gst:srtsrc uri=srt://h?pw=hush passphrase='hu sh' user-pw = \"hush\" key-int-max=3",
     ]
-    assert source_names(given) == [
+    assert source_names(sources) == [
         "http://cam/x",
         "@list.txt",
         'gst:rtspsrc location="rtsp://cam/" proxy-pw=*** extra-http-request-headers=*** '

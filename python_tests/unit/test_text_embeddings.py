@@ -188,11 +188,11 @@ def test_a_text_that_lists_names_draws_a_remark(bundle, caplog):
     prompt_sets = [PromptSet(templates=bundle.text.templates)]
     maker = VocabularyMaker(bundle, prompt_sets, CountingEncoder, cache_dir=None, keep_encoder=True)
     classes = ClassList.read(["sky", ["road, street, lane", "way"], "car"])
-    made = maker.embed(classes, None)
-    (remark,) = made.remarks
+    embeddings = maker.embed(classes, None)
+    (remark,) = embeddings.remarks
     assert str(["road", "street", "lane"]) in remark
     assert [record.getMessage() for record in caplog.records] == [remark]
-    assert made.names == classes.names  # nothing is refused or split
+    assert embeddings.names == classes.names  # nothing is refused or split
 
 
 ROW = np.array([0.6, 0.0, 0.8, 0.0], np.float32)

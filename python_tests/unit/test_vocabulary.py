@@ -172,8 +172,8 @@ def listed(tmp_path, content, *, with_ids=True):
     ],
 )
 def test_a_class_s_id_is_its_line_or_its_number(content, names, ids, tmp_path):
-    found = listed(tmp_path, content)
-    assert (found.names, found.ids) == (names, ids)
+    classes = listed(tmp_path, content)
+    assert (classes.names, classes.ids) == (names, ids)
 
 
 @pytest.mark.parametrize(
@@ -200,10 +200,10 @@ def test_without_ids_empty_lines_and_comments_are_skipped(tmp_path, caplog):
         "\ufeff# mine\n\n0: road, street\n1: car [unseen]\n2: void\n"
     )
     with caplog.at_level(logging.WARNING):
-        given = f"@{tmp_path / 'names.txt'}"
-        assert read_classes(given, []) == [["road", "street"], "car"]
+        argument = f"@{tmp_path / 'names.txt'}"
+        assert read_classes(argument, []) == [["road", "street"], "car"]
     assert "void" in caplog.text
-    assert read_background(given, 2) == ["road", "street", "car"]
+    assert read_background(argument, 2) == ["road", "street", "car"]
     with refused(SourceError, None, "none.txt"):
         read_classes(f"@{tmp_path / 'none.txt'}", [])
 

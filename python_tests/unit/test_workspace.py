@@ -15,18 +15,18 @@ from zsseg_rt.runtime.workspace import Workspace
 @pytest.mark.parametrize("sleeps", [False, True, None])
 def test_a_lane_s_stream_waits_as_it_is_told(monkeypatch, sleeps):
     """A stream that sleeps lets its core go; None is what suits the GPU."""
-    made = []
+    streams = []
 
     class Stream:
         def __init__(self, device, *, sleeps):
-            made.append((device, sleeps))
+            streams.append((device, sleeps))
 
         def synchronize(self):
             pass
 
     monkeypatch.setattr(workspace, "core", SimpleNamespace(Stream=Stream))
     Workspace("cuda:2", sleeps=sleeps).close()
-    assert made == [(2, sleeps)]
+    assert streams == [(2, sleeps)]
 
 
 @pytest.mark.parametrize(
