@@ -235,7 +235,7 @@ def measure_case(
 def candidates(
     engines: Mapping[str, Engine], rivals: Mapping[str, TorchRival], frame: np.ndarray
 ) -> tuple[dict[str, Callable[[], Any]], dict[str, str]]:
-    """What can be timed, and what cannot and why."""
+    """The candidates that can be timed, and why others cannot."""
     calls: dict[str, Callable[[], Any]] = {}
     missing: dict[str, str] = {}
     placed = ops.DeviceArray.from_numpy(frame)

@@ -249,7 +249,7 @@ def camvid_case(args: argparse.Namespace, folder: Path) -> Iterator[dict[str, An
 
 
 def with_masks(bundle: Path, names: list[Any], held_out: Any, threads: int) -> dict[str, Any]:
-    """What every precision reaches: mIoU of all classes, of seen and of unseen ones."""
+    """The figures of every precision: mIoU of all classes, of seen and of unseen ones."""
     by_precision = {}
     for precision, engine in engines_of(bundle, threads).items():
         scores = evaluate(EngineSegmenter(engine, names), held_out).scores.as_reported()

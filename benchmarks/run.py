@@ -124,7 +124,7 @@ def run(args: argparse.Namespace) -> Report:
 
 
 def absent_rivals(cases: list[Case]) -> list[Absent]:
-    """What is not installed, who needs it, and how to get it."""
+    """Packages that are not installed, who needs them, and how to get them."""
     rivals = {rival.name: rival for case in cases for rival in RIVALS[case.task]}
     lacking: dict[str, list[str]] = {}
     for name, rival in rivals.items():

@@ -194,7 +194,7 @@ class _Mover:
         return replace(self._thing, centre_xy=(float(x), float(y)))
 
     def layer_at(self, number: int, canvas_shape: Sequence[int]) -> Layer | None:
-        """What of it lies on the canvas."""
+        """The part of it that lies on the canvas."""
         x, y = self._shift + self.path.at(number)
         rows, from_rows = _overlap(y + self._layer.rows.start, self._layer.opacity.shape[0],
                                    canvas_shape[0])  # fmt: skip

@@ -58,7 +58,7 @@ MOST_FLICKER, LEAST_MIOU, MOST_MS = 0.5, -0.3, 1.0
 
 @dataclass
 class Tally:
-    """What one way of labelling did on clips of one speed."""
+    """The results of one way of labelling on clips of one speed."""
 
     changed: int = 0
     compared: int = 0

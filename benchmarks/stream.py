@@ -128,7 +128,7 @@ def measure_backlog(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def ages_of_a_loop(engine: Any, url: str, seconds: float) -> dict[str, Any]:
-    """What one writes first: read, label, read."""
+    """The loop that one writes first: read, label, read."""
     import cv2
 
     capture = cv2.VideoCapture(url, cv2.CAP_FFMPEG)

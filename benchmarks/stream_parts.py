@@ -1,4 +1,4 @@
-"""What the sections of stream.py share."""
+"""Parts that the sections of stream.py share."""
 
 from __future__ import annotations
 

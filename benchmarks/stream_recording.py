@@ -68,7 +68,7 @@ def measure_recording(args: argparse.Namespace) -> dict[str, Any]:
 
 
 class Recordings:
-    """What one way of recording took and gave."""
+    """The times and results of one way of recording."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -118,7 +118,7 @@ FRAGMENTS = {"movflags": "frag_keyframe+empty_moov+default_base_moof", "flush_pa
 
 
 def record_in_a_loop(engine: Any, clip: Path, out: Path, *, whole_frames: bool = False) -> int:
-    """What one writes first: decode, label, blend and encode one frame after the other.
+    """The loop that one writes first: decode, label, blend and encode one frame after the other.
 
     Encoder, quality, key frames and file are those of the stream's recorder.
     """

@@ -1,4 +1,4 @@
-"""What each CUDA kernel takes of a GPU, as ptxas and the disassembler tell, against a table.
+"""A GPU's resources that each CUDA kernel takes, by ptxas and the disassembler, against a table.
 
     python tools/cuda_resources.py [ARCHITECTURE...]    compare; exit status 1 if it became worse
     python tools/cuda_resources.py --write              write the table anew
@@ -88,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def compare(table: Mapping[str, Any], figures: Mapping[str, Any]) -> list[str]:
-    """What became worse, a line each; what the table does not hold counts as worse too.
+    """Lines on kernels that became worse; one that the table lacks counts as worse too.
 
     Figures of the disassembler are compared where both sides have them.
     """

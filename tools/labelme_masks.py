@@ -38,7 +38,7 @@ POINTS = {
 
 @dataclass(frozen=True, eq=False)
 class Shape:
-    """What somebody drew: its label, kind and points [N, 2], and a mask's pixels, bool [h, w]."""
+    """A drawn shape: its label, kind and points [N, 2], and a mask's pixels, bool [h, w]."""
 
     label: str
     kind: str

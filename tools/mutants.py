@@ -39,7 +39,7 @@ _DROPPED = (ast.Assign, ast.AugAssign, ast.Raise)
 
 @dataclass(frozen=True)
 class Place:
-    """What may be changed: the index of a node in ``ast.walk`` of a file, and the kind of change.
+    """A change to make: the index of a node in ``ast.walk`` of a file, and the kind of change.
 
     Attributes:
         path: The file, relative to the checkout.

@@ -17,7 +17,7 @@ _WITH_BACKGROUND = {"voc20": "voc21", "context59": "context60"}
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """What a paper's code does on one data set.
+    """The steps of a paper's code on one data set.
 
     Attributes:
         paper: Its name here.
@@ -65,7 +65,7 @@ class Protocol:
     command: str = "export dense-clip --clip FILE --head {head}"
 
     def sentence(self) -> str:
-        """What is followed, in one line."""
+        """The protocol in one line."""
         windows = f"windows of {self.crop} every {self.stride} pixels" if self.crop else "whole"
         phrases = sum(len(entry.split(", ")) for entry in self.classes)
         parts = (

@@ -1,1 +1,1 @@
-"""What the engine is compared with, and how: used by ``benchmarks/run.py``."""
+"""The rivals of the engine, and how they are measured: used by ``benchmarks/run.py``."""

@@ -1,4 +1,4 @@
-"""What follows the network: labels from logits, and labels painted on the frame."""
+"""The steps after the network: labels from logits, and labels painted on the frame."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is measured: groups of cases, the rivals of each, and what rivals need."""
+"""The cases that are measured: groups of cases, the rivals of each, and what rivals need."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ INSTALL = {
     "supervision": "pip install supervision",
     "c++": "apt-get install g++",
 }
-"""What a rival may need, and the command that installs it."""
+"""Packages that a rival may need, and the commands that install them."""
 _BYTES_A_VALUE = 4
 _SHARE_OF_MEMORY = 0.5
 
@@ -160,7 +160,7 @@ def is_installed(need: str) -> bool:
 
 
 def missing_needs(rival: Rival, installed: Callable[[str], bool]) -> tuple[str, ...]:
-    """What a rival needs that is not there."""
+    """The packages that a rival needs and that are not there."""
     return tuple(need for need in rival.needs if not installed(need))
 
 

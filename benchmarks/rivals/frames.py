@@ -43,7 +43,7 @@ class EngineRival:
 
 
 class PreparedRival:
-    """What rivals share: OpenCV before the network, torch after it.
+    """The steps that rivals share: OpenCV before the network, torch after it.
 
     Args:
         bundle: The bundle, for the sizes and the rule that turns logits into labels.

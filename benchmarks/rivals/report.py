@@ -1,4 +1,4 @@
-"""What a run found, as data: written and read strictly."""
+"""The results of a run, as data: written and read strictly."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def _read(path: Path) -> _Page:
 
 
 def problems(site: Path) -> list[str]:
-    """What is wrong with a site.
+    """List the faults of a site.
 
     Args:
         site: The folder that was built.
@@ -68,7 +68,7 @@ def _is_elsewhere(url: str) -> bool:
 
 
 def _broken(url: str, page: Path, site: Path) -> str | None:
-    """What is wrong with an address within the site, or None."""
+    """The fault of an address within the site, or None."""
     if url.startswith("data:"):
         return None
     parts = urlsplit(url)

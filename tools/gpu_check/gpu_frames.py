@@ -76,7 +76,7 @@ def planned(args: argparse.Namespace) -> Iterator[tuple[Path, str]]:
 
 
 def judge(check: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-    """What a check found, and what was logged as a warning meanwhile."""
+    """A check's outcome, and the warnings that were logged meanwhile."""
     heard: list[str] = []
     listener = logging.Handler(logging.WARNING)
     listener.emit = lambda record: heard.append(record.getMessage())  # type: ignore[method-assign]

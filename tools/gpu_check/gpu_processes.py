@@ -157,7 +157,7 @@ def why_python_fails(code: str, **environment: str) -> str:
 
 
 def run_quietly(*command: str) -> str | None:
-    """What a command prints; None if it is absent, fails or hangs."""
+    """The output of a command; None if it is absent, fails or hangs."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
     except (OSError, subprocess.SubprocessError):

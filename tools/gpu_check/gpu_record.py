@@ -17,7 +17,7 @@ COPY = "record.json"  # in the working folder, for a call that continues
 
 
 class Record:
-    """What is known of a run so far, on disk at every moment.
+    """The record of a run so far, on disk at every moment.
 
     Args:
         gpu: The GPU's name.
@@ -55,7 +55,7 @@ class Record:
         self.file = _free_name(out, gpu, self.content["date"][:10])
 
     def earlier_outcome(self, name: str) -> dict[str, Any] | None:
-        """What a step came to before; None where it did not run, or not to its end."""
+        """The outcome of a step before; None where it did not run, or not to its end."""
         step = self._steps.get(name)
         is_over = step is not None and step["state"] != "missing"
         return step if is_over and not step.get("timed_out") else None
@@ -97,7 +97,7 @@ def _free_name(folder: Path, gpu: str, day: str) -> Path:
 
 
 def read_results(work: Path) -> dict[str, Any]:
-    """What steps have kept, by step; a file that is just being replaced is left out."""
+    """The files that steps have kept, by step; a file that is just being replaced is left out."""
     results = {}
     for file in sorted((work / "results").glob("*.json")):
         try:

@@ -1,4 +1,4 @@
-"""What there is to check, in the order of what it tells."""
+"""The steps of a check, the most telling first."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def kernel_time_steps(args: argparse.Namespace) -> Iterator[Step]:
 
 
 def profile_steps(args: argparse.Namespace) -> Iterator[Step]:
-    """What do NVIDIA's profilers see of one frame, and of five kernels?"""
+    """NVIDIA's profilers on one frame, and on five kernels."""
     quick = ["--quick"] if args.quick else []
     base = [sys.executable, HERE / "gpu_profile.py", "--scratch", args.work]
     nsys, no_nsys = find_tool("nsys", "Nsight Systems")

@@ -1,4 +1,4 @@
-"""What profilers look at: one replayed frame, or one launch of each of five kernels."""
+"""The target of profilers: one replayed frame, or one launch of each of five kernels."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def replay_a_frame(args: argparse.Namespace) -> None:
 
 
 def profile_call(call: Callable[[], Any]) -> list[dict[str, Any]]:
-    """What a call runs on the GPU, whose ever it is: count and microseconds, the longest first."""
+    """A call's kernels on the GPU, anybody's: count and microseconds, the longest first."""
     import torch
     from torch.profiler import ProfilerActivity, profile
 

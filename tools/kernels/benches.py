@@ -188,7 +188,7 @@ def compared(
 
 
 def variant(dtype: np.dtype, in_frame: bool) -> str:
-    """What distinguishes a case from one of the same sizes."""
+    """The difference of a case from one of the same sizes."""
     return (" float16" if dtype == np.float16 else "") + (" in a frame" if in_frame else "")
 
 

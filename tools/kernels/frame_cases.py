@@ -1,4 +1,4 @@
-"""What every frame passes through: its preparation, labels, overlay and counts."""
+"""Cases of what every frame passes: its preparation, labels, overlay and counts."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ _LIGHT_COLOURS = ("white", "yellow", "grey")
 
 @dataclass(frozen=True)
 class Drawing:
-    """What was drawn.
+    """A drawn scene.
 
     Attributes:
         image: RGB, uint8 ``[H, W, 3]``.

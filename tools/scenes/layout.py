@@ -1,4 +1,4 @@
-"""What is where in a scene: stretches of stuff, things on them, light; nothing is drawn here."""
+"""The layout of a scene: stretches of stuff, things on them, light; nothing is drawn here."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ STUFF_SURFACES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Kind:
-    """What a thing or a stretch of stuff is.
+    """The kind of a thing or a stretch of stuff.
 
     Attributes:
         colour: A key of :data:`COLOURS`.

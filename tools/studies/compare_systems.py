@@ -90,7 +90,7 @@ class SmallForm:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What is compared.
+    """A comparison of systems.
 
     Attributes:
         shared: Tables of a training configuration that all runs share; ``data.name = "scenes"``
@@ -369,7 +369,7 @@ def main() -> int:
 
 
 def changes_of(clip: str | Path | None, iterations: int | None) -> dict[str, Any]:
-    """What the arguments change in the shared settings."""
+    """The shared settings, as the arguments change them."""
     changes: dict[str, Any] = {}
     if clip:
         changes["model"] = {"options": {"pretrained": str(clip)}}

@@ -46,7 +46,7 @@ def scene() -> dict[str, Pixels]:
 
 
 def draw(seg: Segmentation, frame: Pixels) -> Pixels:
-    """What ``plot`` draws, but in the colours of things that are not there."""
+    """The drawing of ``plot``, but in the colours of things that are not there."""
     colours = np.zeros((len(seg.names), 3), np.uint8)
     there = seg.present()
     colours[[one.index for one in there]] = palette(OTHERS)[: len(there)]

@@ -35,7 +35,7 @@ _LONGEST = 4000  # characters of a failure's traceback that are kept
 
 @dataclass
 class Counts:
-    """What became of a target's cases."""
+    """The outcomes of a target's cases."""
 
     accepted: int = 0
     refused: int = 0
@@ -44,7 +44,7 @@ class Counts:
 
 @dataclass
 class Log:
-    """What the parent reads, also after this process has died."""
+    """The record that the parent reads, also after this process has died."""
 
     state: int
     failures: Path

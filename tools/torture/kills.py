@@ -27,7 +27,7 @@ _LONGEST = 600.0  # seconds for a command that is not killed
 
 @dataclass
 class Ended:
-    """What became of the commands that were killed.
+    """The fates of the commands that were killed.
 
     Attributes:
         kills: Commands that were alive when they were killed.

@@ -43,7 +43,7 @@ class Failure:
 
 @dataclass
 class Run:
-    """What is to be tried, and what came of it.
+    """The cases of a target, and their outcomes.
 
     Attributes:
         seconds: For all targets together, starts of processes included.
@@ -198,7 +198,7 @@ class _Child:
         return lines
 
     def failures(self) -> list[dict[str, Any]]:
-        """What it wrote down."""
+        """The record that it wrote."""
         if not self._failures.exists():
             return []
         return [json.loads(line) for line in self._failures.read_text().splitlines()]

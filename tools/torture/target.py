@@ -1,4 +1,4 @@
-"""What a target is, and the list of them."""
+"""Targets, and the list of them."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_support(name: str) -> Any:
 
 
 def extension_of(group: str) -> dict[str, str]:
-    """What a group's process has in its environment to load another build of the core."""
+    """The environment in which a group's process loads another build of the core."""
     if group not in BUILDS:
         return {}
     environment = {"ZSSEG_EXTENSION": os.environ[BUILDS[group]]}

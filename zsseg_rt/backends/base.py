@@ -270,7 +270,7 @@ class CompiledGraph(Described, ABC):
     plan_name = ""  # The file of a build, or the graph's name; empty where nothing was built
 
     def golden_verdict(self, sample: str) -> str | None:
-        """What was wrong on the golden sample of this hash, maybe ""; None if it has not run."""
+        """The fault on the golden sample of this hash, maybe ""; None if it has not run."""
         return ""
 
     def keep_golden_verdict(self, sample: str, problem: str) -> None:

@@ -90,7 +90,7 @@ class StageClock:
         if self._enabled and stream is not None:
             self._events = {stage: core.Event(stream.device) for stage in ("start", *STAGES)}
         self.marks: list[tuple[str, Any]] = []
-        """What has been marked since :meth:`start`; a replayed capture adds what it recorded."""
+        """The marks since :meth:`start`; a replayed capture adds what it recorded."""
         self.is_muted = False
         """Whether marks count for nothing: a stage that is passed repeatedly has one event."""
 

@@ -176,7 +176,7 @@ def _nearest(labels: npt.NDArray[Any], size_hw: tuple[int, int]) -> npt.NDArray[
 
 
 class Hub:
-    """What all clients share. All of it is for the loop's thread but :meth:`publish`."""
+    """The state that all clients share. All of it is for the loop's thread but :meth:`publish`."""
 
     def __init__(self, stream: Stream, labeller: Labeller, limits: Limits) -> None:
         self._sources = tuple(stream.stats())

@@ -541,7 +541,7 @@ _ON_GPUS = (GstSource, VideoSource)
 
 @dataclass(frozen=True, kw_only=True)
 class StreamParts:
-    """What a stream consists of; nothing is read before it starts."""
+    """The parts of a stream; nothing is read before it starts."""
 
     sources: Sequence[Source]
     policy: Policy | None = None

@@ -263,7 +263,7 @@ class Assembly:
 
     @cached_property
     def classes(self) -> TrainedClasses | None:
-        """What is saved about the classes with the model."""
+        """The facts about classes that are saved with the model."""
         if self.embeddings is None:
             return None
         config, dataset = self.config, self.dataset

@@ -100,7 +100,7 @@ def _command(words: list[str]) -> tuple[int, str]:
 
 
 def _check_disk(disk: Path, *, whole: bool) -> None:
-    """What is there is whole: pictures can be read, bundles verified, nothing is half written."""
+    """Every file is whole: pictures can be read, bundles verified, nothing is half written."""
     from PIL import Image
 
     (disk / "filler").unlink()

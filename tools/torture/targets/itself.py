@@ -1,4 +1,4 @@
-"""What this tool must find; tried only by name, to see that it does."""
+"""Failures that this tool must find; tried only by name, to see that it does."""
 
 from __future__ import annotations
 

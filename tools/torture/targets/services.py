@@ -1,4 +1,4 @@
-"""What comes from outside: command lines, environment, addresses of cameras, HTTP, WebSockets."""
+"""Input from outside: command lines, environment, addresses of cameras, HTTP, WebSockets."""
 
 from __future__ import annotations
 

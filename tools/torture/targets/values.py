@@ -1,4 +1,4 @@
-"""What programs pass in memory: names, embeddings and the arrays of every operation."""
+"""Values that programs pass in memory: names, embeddings and the arrays of every operation."""
 
 from __future__ import annotations
 

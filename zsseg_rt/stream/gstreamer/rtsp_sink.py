@@ -486,7 +486,7 @@ _JETSON_CODECS = ("nvv4l2decoder", "nvv4l2h264enc")
 
 
 def report(*, is_jetson: bool) -> tuple[str, str]:
-    """What of GStreamer this machine has, and how to install the rest; opens no camera or port."""
+    """The parts of GStreamer that are here, and how to install the rest; opens nothing."""
     try:
         library = load()
     except BackendUnavailableError as exc:
