@@ -113,7 +113,7 @@ def test_a_bundle_holds_what_was_measured(made, photos):
 @needs_vnni
 def test_every_promised_layer_runs_in_int8(made):
     bundle, _ = made
-    assert layers_in_int8(bundle) == {"image_encoder": (37, 37), "decoder": (8, 8)}
+    assert layers_in_int8(bundle) == {"image_encoder": (37, 37), "decoder": (12, 12)}
     with Engine(bundle, INT8) as engine:
         assert engine.precision == "int8"
         check = engine.self_check()
@@ -143,7 +143,7 @@ def test_fewer_layers_than_promised_are_refused(made, monkeypatch):
     bundle, _ = made
     path = bundle.open_path(bundle.graph("decoder", "int8"))
     monkeypatch.setattr("zsseg_rt.backends._openvino.narrow_layers", lambda compiled: 0)
-    with refused(PrecisionNotApplied, "precision", "8", "0"):
+    with refused(PrecisionNotApplied, "precision", "12", "0"):
         BACKEND.load(path, device="cpu", precision="int8", options=BackendOptions())
 
 
@@ -196,7 +196,7 @@ def test_the_worst_layers_stay_in_float16(photos, tmp_path, monkeypatch):
         """Agrees unless the decoder's first layer is quantised."""
         held = bundle.graphs["decoder"].get("int8")
         narrow = 0 if held is None else quantised_layers(map_file(bundle.path / held.file))
-        return Agreement(clear=0.9 if narrow in (1, 8) else 1.0, everywhere=0.9)
+        return Agreement(clear=0.9 if narrow in (1, 12) else 1.0, everywhere=0.9)
 
     monkeypatch.setattr(quantizing, "measure", measure)
     out = tmp_path / "new.zsseg"
@@ -367,7 +367,7 @@ def rtx(monkeypatch):
 )
 def test_plans_hold_every_promised_layer(made_in, precision, capabilities):
     out = made_in(precision)[0].path
-    for name, promised in (("image_encoder", 37), ("decoder", 8)):
+    for name, promised in (("image_encoder", 37), ("decoder", 12)):
         for capability in capabilities:
             report = build_plan(out / f"{name}.{precision}.onnx", precision, capability)
             assert (report["precision"], report["narrow_layers"]) == (precision, promised)
@@ -380,7 +380,7 @@ def test_plans_hold_every_promised_layer(made_in, precision, capabilities):
 def test_fewer_layers_in_a_plan_than_promised_are_refused(made_in, monkeypatch):
     out = made_in("fp8")[0].path
     monkeypatch.setattr("zsseg_rt.backends._tensorrt.COMPUTE_LAYERS", ("CONVOLUTION",))
-    with refused(PrecisionNotApplied, "precision", "8", "0"):
+    with refused(PrecisionNotApplied, "precision", "12", "0"):
         build_plan(out / "decoder.fp8.onnx", "fp8", "8.9")
 
 
