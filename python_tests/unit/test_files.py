@@ -171,10 +171,3 @@ def test_odd_content_is_a_value_error_with_its_reason(name):
     data, reason = HOSTILE[name]
     with pytest.raises(ValueError, match=f"rows.npy: .*{reason}"):
         read(data)
-
-
-def test_limit_counts_the_values_alone():
-    data = npy(np.zeros(100, np.float32))
-    assert read(data, max_bytes=400).shape == (100,)
-    with pytest.raises(ValueError, match=r"at most 399 bytes, got float32 \[100\]"):
-        read(data, max_bytes=399)

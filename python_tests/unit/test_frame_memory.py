@@ -300,18 +300,6 @@ def test_a_cut_is_seen_in_bright_and_in_dull_scenes(contrast):
     assert between(flat, flat) is not None
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 700), (900, 2), (128, 128), (720, 1280)])
-def test_frames_of_any_size_become_grey_pictures(size):
-    frame = np.empty((*size, 3), np.uint8)
-    frame[...] = (10, 100, 200)
-    grey = Glance.at(frame, "rgb").grey
-    assert grey.shape == (128, 128)
-    assert grey.dtype == np.uint8
-    assert set(np.unique(grey)) == {round(0.299 * 10 + 0.587 * 100 + 0.114 * 200)}
-    turned = np.ascontiguousarray(frame[..., ::-1])
-    np.testing.assert_array_equal(Glance.at(turned, "bgr").grey, grey)
-
-
 CELL = 4  # pixels of a 128 picture per cell of 32
 
 

@@ -13,7 +13,6 @@ from zsseg_rt.cli.output import EXIT_ENVIRONMENT
 from zsseg_rt.demo import demo_bundle, demo_classes, demo_photos
 from zsseg_rt.errors import BackendUnavailableError, ShapeError
 from zsseg_rt.photos import read_photo
-from zsseg_rt.runtime.clock import NvtxRanges
 
 CPU = {"device": "cpu", "num_threads": 1, "use_cache": False, "num_lanes": 2}
 
@@ -68,22 +67,6 @@ def test_every_stage_of_a_frame_is_a_range_in_the_frame_s(ranges, with_times):
                 lane.segment(np.zeros((4, 4), np.uint8))
             lane.segment(frame)
             assert ranges.open == []
-
-
-def test_stages_are_named_after_those_of_the_last_frame(ranges):
-    """A frame that ends early, as one that shows no change does, is told as far as it went."""
-    marks = NvtxRanges()
-    for stages in (["compare", "preprocess"], ["compare"], ["compare", "preprocess"]):
-        marks.begin_frame()
-        for stage in stages:
-            marks.end_stage(stage)
-        marks.end_frame()
-        marks.end_frame()
-    assert ranges.ended == [
-        "frame",
-        "frame/compare", "frame/preprocess", "frame",  # the second was begun, and took no time
-        "frame/compare", "frame/preprocess", "frame",
-    ]  # fmt: skip
 
 
 def test_an_absent_package_is_said_with_the_command(monkeypatch, capsys):

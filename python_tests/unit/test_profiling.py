@@ -331,50 +331,6 @@ def test_local_candidates_take_as_many_rounds_as_asked_for():
     assert taken.warm("b")[0].stages == {"total": 1.0}
 
 
-class BusyMachine:
-    """Times as a busy machine gives them: slow drifts, and waits of whole time slices."""
-
-    def __init__(self, seed):
-        self.random, self.load = np.random.default_rng(seed), 1.0
-
-    def sample(self, frame_ms):
-        self.load = float(np.clip(self.load * np.exp(self.random.normal(0.0, 0.05)), 0.8, 1.4))
-        cpu = frame_ms * self.load * float(np.exp(self.random.normal(0.0, 0.03)))
-        return Sample(wall_ms=cpu + 3.0 * float(self.random.poisson(1.5)), cpu_ms=cpu)
-
-
-class Simulated(GivenTimes):
-    def __init__(self, name, machine, frame_ms):
-        super().__init__(name, [frame_ms])
-        self.machine, self.frame_ms, self.waited = machine, frame_ms, 0.0
-
-    def turn(self, plan):
-        count = min(plan.most_calls, max(1, round(plan.measuring_ms / self.frame_ms)))
-        warm = tuple(self.machine.sample(self.frame_ms) for _ in range(count))
-        self.ran += sum(round(sample.cpu_ms * 1e6) for sample in warm)
-        self.waited += sum(sample.wall_ms - sample.cpu_ms for sample in warm)
-        return Turn(self.machine.sample(self.frame_ms), warm)
-
-    def thread_times(self):
-        return {"1": (self.ran, round(self.waited * 1e6))}
-
-
-def simulated(seed, frame_ms):
-    """Compare 2 ms with another frame on a busy machine, as the profiler does."""
-    machine = BusyMachine(seed)
-    pair = [Simulated(name, machine, ms) for name, ms in (("first", 2.0), ("other", frame_ms))]
-    stop = StopRule(max_seconds=UNBOUNDED, max_rounds=200, half_width=0.01)
-    return take_turns(pair, TurnPlan(), stop, seed=seed).difference("first", "other", 0.02)
-
-
-def test_equal_engines_get_no_verdict_and_ten_per_cent_is_found():
-    same = [simulated(seed, 2.0) for seed in range(12)]
-    slow = [simulated(1000 + seed, 2.2) for seed in range(6)]
-    assert sum(one.verdict in ("slower", "faster") for one in same) <= 1
-    assert sum(one.verdict == "slower" for one in slow) >= 5
-    assert {one.basis for one in same} == {"cpu"}  # the machine is busy
-
-
 def write(root, files):
     for name, content in files.items():
         path = root / name

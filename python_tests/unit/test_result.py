@@ -28,9 +28,12 @@ from zsseg_rt.integrations.batch import AnnotationFiles, PhotoResult
 from zsseg_rt.results.segmentation import Frame
 from zsseg_rt.results.visualize import encode_label_png, palette, save_file
 
+NAMES = ("sky", "road", "tree")
 
-def make(labels, names=("sky", "road", "tree")):
-    return Segmentation(labels=np.asarray(labels), names=names, vocabulary_version=7)
+
+def make(labels, names=NAMES, scores=None):
+    labels = np.asarray(labels)
+    return Segmentation(labels=labels, names=names, vocabulary_version=7, scores=scores)
 
 
 def test_present_lists_classes_by_share_and_leaves_unknown_out():
@@ -228,12 +231,9 @@ def test_segment_writes_legends_on_request(tmp_path):
 
 # --- components, polygons, COCO annotations and detections: nothing is lost or moved ---
 
-NAMES = ("sky", "road", "tree")
-
 
 def labelled(labels, scores=None):
-    labels = np.asarray(labels, np.uint8)
-    return Segmentation(labels=labels, names=NAMES, vocabulary_version=1, scores=scores)
+    return make(np.asarray(labels, np.uint8), scores=scores)
 
 
 def noise(seed, height=23, width=31):

@@ -444,19 +444,6 @@ def test_an_error_of_a_lane_comes_at_its_frame_s_turn_and_ends_the_stream():
     assert list(stream) == []
 
 
-@pytest.mark.parametrize(
-    ("sources", "policy", "expected"),
-    [
-        ([file("a", 1)], None, True),
-        ([file("a", 1)], "latest", False),
-        ([one("cam", 0)], "all", False),
-        ([file("a", 1), one("cam", 0)], None, False),
-    ],
-)
-def test_only_files_wait_for_their_labels(sources, policy, expected):
-    assert StreamParts(sources=sources, policy=policy).takes_lanes is expected
-
-
 def test_sinks_are_closed_if_the_lanes_cannot_be_opened():
     def busy():
         raise EngineStateError("engine: is busy in another thread. Wait for it.")

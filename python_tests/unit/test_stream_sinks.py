@@ -11,6 +11,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -290,18 +291,13 @@ def test_videos_take_sides_that_h264_does_not(tmp_path):
         assert max(image.shape) <= 16_384
 
 
-class Disk:
-    """Whether files can be written, as the test says."""
-
-    def __init__(self, monkeypatch):
-        self.is_full = False
-        monkeypatch.setattr(sinks, "RETRY", 0.01)
-        monkeypatch.setattr(sinks, "has_room", lambda folder: not self.is_full)
-
-
 @pytest.fixture
 def disk(monkeypatch):
-    return Disk(monkeypatch)
+    """Whether files can be written, as the test says."""
+    disk = SimpleNamespace(is_full=False)
+    monkeypatch.setattr(sinks, "RETRY", 0.01)
+    monkeypatch.setattr(sinks, "has_room", lambda folder: not disk.is_full)
+    return disk
 
 
 @pytest.mark.parametrize("name", ["out.mp4", "out.jsonl", "masks/"])
