@@ -60,23 +60,6 @@ def counts():
     return counts_reader()
 
 
-def test_the_counts_tell_what_was_asked_for(counts):
-    stream = ops.Stream(0)
-    before = counts()
-    array = ops.DeviceArray.from_numpy(np.ones((4, 5), np.float32), 0, stream.handle)
-    flag = ops.all_finite(array, stream=stream.handle)
-    flag.numpy(stream.handle)
-    event = ops.Event(0)
-    event.record(stream.handle)
-    event.synchronize()
-    del array, flag
-    found = {name: count - before[name] for name, count in counts().items()}
-    assert (found["launches"], found["allocations"], found["frees"]) == (2, 2, 2)
-    assert (found["copies_to_device"], found["copies_to_host"]) == (1, 1)
-    assert (found["events_made"], found["events_recorded"]) == (1, 1)
-    assert found["host_waits"] >= 2
-
-
 def test_memory_comes_from_a_pool_that_keeps_some(counts):
     """CUDA's own pool gives freed memory back to the driver whenever a stream is waited for."""
     before = counts()
