@@ -18,10 +18,7 @@ from zsseg_rt.backends._openvino import process_core
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.errors import ArgumentError, BundleError, ConfigError, VocabularyError
 from zsseg_rt.export import export_bundle
-from zsseg_rt.export.architectures.cat_seg import network_of
 from zsseg_rt.models.cat_seg.model import CatSeg
-from zsseg_rt.networks.cat_seg import class_halves, encode_view, head
-from zsseg_rt.onnx.arrays import Arrays
 from zsseg_rt.ops import reference
 from zsseg_rt.runtime.families import aggregation
 
@@ -176,34 +173,6 @@ def test_a_part_is_a_share_of_the_vocabulary(wide, monkeypatch):
             engine.segment(frame)
             assert sizes == [(stage, size) for stage in range(3) for size in expected]
         assert len(loaded) == held == 5
-
-
-def test_rows_without_keys_change_no_other_class():
-    network = network_of(rule.tiny_model())
-    image = torch.randn(1, 3, 96, 96).numpy()
-    text = torch.nn.functional.normalize(torch.randn(3, 32)).numpy()
-    values = encode_view(Arrays(), network, image) | {"padding": np.array([5], np.float32)}
-    more = class_halves(network, text)[[0, 1, 2, 2, 2]]
-    values |= {"text_embeds": text, "class_halves": more[:3].copy()}
-    expected = head(Arrays(), network, values)["mask_logits"]
-    more[3:].reshape(2, 4, -1)[:, 1::2] = -1e4
-    values |= {"text_embeds": text[[0, 1, 2, 2, 2]], "class_halves": more}
-    found = head(Arrays(), network, values)["mask_logits"]
-    np.testing.assert_allclose(found[:, :3], expected, rtol=1e-5, atol=1e-5)
-
-
-def test_a_new_vocabulary_is_as_good_as_a_new_engine(made):
-    frame, embeds = make_inputs(6)
-    names = [f"c{i}" for i in range(6)]
-    with (
-        Engine(made[1], EngineConfig(**CPU)) as engine,
-        Engine(made[1], EngineConfig(**CPU)) as new,
-    ):
-        engine.set_classes(names[:2], embeddings=embeds[:2])
-        engine.segment(frame)
-        for each in (engine, new):
-            each.set_classes(names[1:], embeddings=embeds[1:])
-        np.testing.assert_array_equal(engine.segment(frame).labels, new.segment(frame).labels)
 
 
 def test_names_are_embedded_by_the_tuned_tower(made):
