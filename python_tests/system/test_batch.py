@@ -24,7 +24,7 @@ from zsseg_rt.errors import ArgumentError, BackendUnavailableError, EngineStateE
 from zsseg_rt.integrations import batch
 from zsseg_rt.integrations.batch import JOURNAL, Budget, lanes_for, segment_photos
 from zsseg_rt.photos import find_photos
-from zsseg_rt.runtime.lane_pool import LanePool, in_order
+from zsseg_rt.runtime.lane_pool import LanePool
 
 NAMES = ["red", "blue", "green", "white"]
 LIMIT = 30.0  # seconds
@@ -189,26 +189,6 @@ def test_overlays_as_jpeg(colour_bundle, many, tmp_path, capsys):
     assert run(*arguments, "--overlay-format", "gif") == 2
 
 
-def test_results_are_in_order_few_are_ahead_and_a_failure_comes_in_its_turn():
-    begun, lock = [], threading.Lock()
-
-    def work(job):
-        with lock:
-            begun.append(job)
-        if job == 10:
-            raise KeyError(job)
-        return job * job
-
-    results = in_order(work, range(100), num_threads=3)
-    for expected in range(10):
-        assert next(results) == expected**2
-        assert len(begun) <= expected + 1 + 4
-    with pytest.raises(KeyError):
-        next(results)
-    results.close()
-    assert len(begun) <= 15
-
-
 def test_a_budget_is_never_exceeded():
     budget, lock, held, most = Budget(10), threading.Lock(), [0], [0]
 
@@ -310,16 +290,6 @@ def test_damaged_lines_are_skipped_and_told(engine, folder, tmp_path, name, at_t
     assert resumed(engine, folder, out) == ({"a.png"} if at_the_end else {"b.png"})
     assert "damaged lines are skipped: 1" in caplog.text
     assert resumed(engine, folder, out) == {"a.png", "b.png"}  # nothing swallowed the new line
-
-
-def test_a_folder_in_the_place_of_the_journal_is_each_photos_error(
-    engine, folder, tmp_path, caplog
-):
-    out = tmp_path / "out"
-    (out / JOURNAL).mkdir(parents=True)
-    results = segment_photos(engine, find_photos([str(folder)]), out, resume=True)
-    assert all("cannot be written: Is a directory" in result.error for result in results)
-    assert "cannot be read" in caplog.text
 
 
 def test_results_of_an_edited_bundle_are_not_kept(colour_bundle, folder, tmp_path):

@@ -1,6 +1,5 @@
 """Benchmarks and studies have a help and a least run; documents hold what their reports say."""
 
-import ast
 import importlib
 import json
 import os
@@ -141,19 +140,3 @@ def test_the_page_of_models_has_the_table_of_the_reports_that_it_names():
     names = re.search(r"^<!-- models table: (.*) -->$", page, re.MULTILINE)[1].split()
     results = [ROOT / "benchmarks" / "results" / name for name in names]
     assert models_table.with_table(page, results) == page
-
-
-TIMED = [*sorted((ROOT / "benchmarks").rglob("*.py")), ROOT / "tools" / "benchmark_kernels.py"]
-# These tell how old a frame is: they need the clock by which it was captured.
-AGES = {"follow.py", "stream.py"}
-CLOCKS = {"perf_counter", "perf_counter_ns", "monotonic", "monotonic_ns", "time_ns", "timeit"}
-
-
-def test_benchmarks_read_no_clock_of_their_own():
-    for script in TIMED:
-        names = {
-            getattr(node, "attr", getattr(node, "id", getattr(node, "name", "")))
-            for node in ast.walk(ast.parse(script.read_text(encoding="utf-8")))
-        }
-        allowed = {"monotonic"} if script.name in AGES else set()
-        assert not names & CLOCKS - allowed, script

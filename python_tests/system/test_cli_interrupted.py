@@ -18,7 +18,6 @@ from support.command_line import python, run
 from zsseg_rt import Engine, EngineConfig
 from zsseg_rt.cli.stream import Notifier
 from zsseg_rt.common.extras import import_opencv
-from zsseg_rt.common.process import held_interrupts
 from zsseg_rt.demo import demo_bundle, demo_photos
 
 LIMIT = 60.0  # seconds, on a busy machine
@@ -128,21 +127,6 @@ def test_an_interrupt_while_opencv_is_loaded_is_none_of_its_absence(tmp_path, mo
         import_opencv("to read photos")
     assert signal.getsignal(signal.SIGINT) is before
     sys.modules.pop("cv2", None)
-
-
-def test_what_holds_interrupts_lets_later_ones_and_other_handlers_be(monkeypatch):
-    came = []
-    before = signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
-    try:
-        with held_interrupts():
-            os.kill(os.getpid(), signal.SIGTERM)
-            os.kill(os.getpid(), signal.SIGTERM)
-            assert came == []
-        assert came == [signal.SIGTERM]
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert came == [signal.SIGTERM] * 2
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def test_a_device_is_written_into_and_stays_one(tmp_path, photo, capsys):

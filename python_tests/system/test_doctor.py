@@ -119,6 +119,7 @@ def test_a_wrong_instruction_set_leaves_the_rest_of_the_report(tmp_path):
     wrong = {"ZSSEG_CPU_ISA": "abacus"}
     run = python("-m", "zsseg_rt", "doctor", "--json", report, more_env=wrong)
     assert run.returncode == 4, run.stderr
+    assert "ZSSEG_CPU_ISA" in run.stdout
     findings = {found["topic"]: found for found in json.loads(report.read_text())["findings"]}
     assert findings["native core"]["status"] == "bad"
     assert "got 'abacus'" in findings["native core"]["detail"]

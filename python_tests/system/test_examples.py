@@ -111,9 +111,6 @@ def test_own_encoder_becomes_a_bundle(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "colours.jpg").stat().st_size > 1000
 
 
-# --- the notebook ---
-
-
 def test_notebook_runs_and_holds_nothing_of_a_machine(tmp_path, monkeypatch):
     text = NOTEBOOK.read_text(encoding="utf-8")
     assert not {"/home", "/root"} & set(re.findall(r"/\w+", text))

@@ -27,7 +27,6 @@ from support.tiny_set import FILE, KEY, REPOSITORY, tiny_set, weights_file
 from zsseg_rt import Bundle, Engine, EngineConfig
 from zsseg_rt.bundles.pretrained import RECOMMENDED, bundle_place, checkpoint_folder
 from zsseg_rt.cli.output import EXIT_FAILURE, EXIT_OK, EXIT_USAGE
-from zsseg_rt.demo import demo_photos
 from zsseg_rt.errors import ArgumentError, BackendUnavailableError, BundleError, FetchError
 from zsseg_rt.fetch import SETS, Progress, bundles, checkpoints, fetch_bundle
 from zsseg_rt.fetch.checkpoints import find_checkpoints
@@ -109,14 +108,6 @@ def test_the_bundle_is_found_by_name_and_says_where_it_comes_from(with_bundle, m
     graph.write_bytes(graph.read_bytes()[:-1])
     with refused(FetchError, None, "--overwrite"):
         fetch_bundle("tiny-set")
-
-
-def test_commands_find_it_by_name(with_bundle, tmp_path, capsys):
-    asked = ["--classes", "road,sky", "--template", "a {}.", "--device", "cpu"]
-    photo, out = demo_photos("scenes")[0], tmp_path / "o"
-    assert run("segment", photo, "--bundle", "tiny-set", *asked, "--out", out) == EXIT_OK
-    assert len(list(out.glob("*.overlay.png"))) == 1
-    assert run("info", "tiny-set", "--check", "--precision", "float32") == EXIT_OK
 
 
 def test_names_are_listed_with_what_they_are(home, capsys):
@@ -432,24 +423,6 @@ def test_a_broken_connection_goes_on_by_itself(hub, again):
     assert left_behind() == [FILE, f"{FILE}.json"]
 
 
-class Stopped(Heard):
-    def downloaded(self, done, total):
-        if done >= 1 << 20:
-            raise KeyboardInterrupt
-
-
-def test_another_run_goes_on_where_the_last_one_stopped(hub):
-    hub.cut_after = [1 << 20]
-    with pytest.raises(KeyboardInterrupt):
-        find(Stopped())
-    assert partial_file().stat().st_size == 1 << 20
-    assert not (folder() / FILE).exists()
-    hub.cut_after, heard = [], Heard()
-    assert find(heard).path.read_bytes() == weights_file()
-    assert hub.ranges()[-1] == f"bytes={1 << 20}-"
-    assert "from an earlier try" in heard.lines[0]
-
-
 def test_a_refused_transfer_says_what_is_kept(hub):
     hub.body_status = 503
     assert "HTTP 503" in failed("expected to download")
@@ -622,18 +595,14 @@ def test_all_files_come_from_a_plain_address(hub, monkeypatch):
     assert hub.requests == []
 
 
-def test_the_pinned_commit_is_asked_for(hub):
-    found = find(revision=COMMIT, sha256={FILE: digest()})
-    assert found.path.read_bytes() == weights_file()
-    asked = [path for _, path, _ in hub.requests if "/resolve/" in path]
-    assert asked
-    assert all(f"/resolve/{COMMIT}/" in path for path in asked)
-
-
-def test_another_commit_or_content_than_the_pinned_one_is_refused(hub):
+def test_the_pinned_commit_is_asked_for_and_other_content_refused(hub):
     """Whoever replaces a file at the hub also replaces the hash that the hub states."""
     assert f"for the pinned {'1' * 12}" in failed("expected to download", revision="1" * 40)
-    hub.files[KEY] = weights_file("other")
-    pins = {"revision": COMMIT, "sha256": {FILE: digest()}}
+    hub.files[KEY], pins = weights_file("other"), {"revision": COMMIT, "sha256": {FILE: digest()}}
     failed(f"expected {FILE} with the sha256 {digest()[:12]}.* Nothing was downloaded", **pins)
     assert hub.ranges() == []
+    hub.requests.clear()
+    hub.files[KEY] = weights_file()
+    assert find(**pins).path.read_bytes() == weights_file()
+    asked = {path for _, path, _ in hub.requests if "/resolve/" in path}
+    assert asked == {f"/{REPOSITORY}/resolve/{COMMIT}/{FILE}"}

@@ -136,16 +136,3 @@ def test_a_part_that_fails_keeps_no_other_from_being_freed(lane, journal, monkey
     with refused(EngineStateError, "lane"):
         lane.segment(FRAME)
     lane.close()  # harmless, though the first call failed
-
-
-def test_an_engine_frees_its_graphs_though_a_lane_fails(monkeypatch):
-    engine = Engine(STORED, CONFIG)
-    closed = []
-    for name, graph in engine._graphs.items():
-        monkeypatch.setattr(graph, "close", lambda name=name: closed.append(name))
-    monkeypatch.setattr(engine._lane.workspace, "synchronize", fail)
-    with pytest.raises(BackendError, match="the device is lost"):
-        engine.close()
-    assert closed == ["image_encoder"]
-    with refused(EngineStateError, "engine"):
-        engine.segment(FRAME)

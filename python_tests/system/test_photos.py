@@ -72,8 +72,6 @@ def test_a_large_photo_fails_alone(colour_bundle, tmp_path, capsys):
     ]
 
 
-# --- what a file states about its samples, its end and its orientation counts ---
-
 PHOTO = Path("in/photo")
 RGB = np.empty((48, 64, 3), np.uint8)
 RGB[:, :32], RGB[:, 32:], RGB[:9] = (250, 20, 30), (10, 40, 200), (30, 220, 40)

@@ -54,9 +54,6 @@ def apply(page, words: str):
     return box
 
 
-# --- the picture ---
-
-
 def test_each_pixel_has_the_colour_of_its_label(page, live):
     assert not page.evaluate("isSecureContext")  # as in a local network
     labels = halves(0, 1)
@@ -134,9 +131,6 @@ def test_freeze_keeps_the_picture_and_lets_the_stream_go_on(page, live):
     assert set(legend_names(page)) == {"cat", "dog", "Unknown"}
 
 
-# --- the legend and the pointer ---
-
-
 def test_classes_are_hidden_and_shown(page):
     live = ScriptedServer(page, ["road", "sky", "tree"]).open()
     labels = halves(1, 2)
@@ -192,9 +186,6 @@ def test_the_pointer_and_arrow_keys_tell_the_class(page, live):
     expect(announcer).to_contain_text("road 50 %, sky 50 %")
     page.keyboard.press("Escape")
     expect(page.locator("#crosshair")).to_be_hidden()
-
-
-# --- classes and the threshold ---
 
 
 @pytest.mark.parametrize(
@@ -331,9 +322,6 @@ def test_the_unknown_threshold_is_sent_once_it_rests(page, live):
     expect(slider).to_have_value("0.05")
 
 
-# --- the state of sources and the server ---
-
-
 def test_a_source_that_does_not_run_is_told_in_words(page, live):
     for state, words in {
         "starting": "Opening the camera",
@@ -442,8 +430,6 @@ def test_a_token_is_asked_for_and_kept_and_taken_out_of_the_address(page):
     assert "Bearer s3cret" in headers
 
 
-# --- access ---
-
 LONG = [
     "a very long class name that holds a whole sentence about what is to be found in the picture",
     "Donaudampfschifffahrtselektrizitätenhauptbetriebswerkbauunterbeamtengesellschaft",
@@ -544,8 +530,6 @@ def test_says_little_while_frames_come(page, live):
     assert page.evaluate("announcements") <= 1
 
 
-# --- photos and a webcam of one's own ---
-
 _DROP = """([name, type, size, what]) => {
   const given = new DataTransfer();
   if (size) given.items.add(new File([new Uint8Array(size)], name, { type }));
@@ -608,9 +592,6 @@ def test_what_cannot_be_labelled_is_told_and_changes_nothing(page, live):
         assert len(live.pictures) == (status is not None)
     live.send_frame(halves(0, 0))
     expect(page.get_by_role("button", name="Back to the source")).to_be_hidden()
-
-
-# --- the real server ---
 
 
 @pytest.fixture(scope="module")

@@ -23,9 +23,6 @@ OTHER = "test://?size=64x48&rate=50"
 NAME = "/dev/video7"
 
 
-# ---- what runs in the process that has the camera
-
-
 def read(uri, count, settings):
     """So many pictures; the driver is told something before the first."""
     steer(**settings)
@@ -86,9 +83,6 @@ def lose_and_find(trouble, cure):
     )  # fmt: skip
     times = [frame.captured_at for frame in frames]
     return {"error": lost.error, "times": times, "told": streams.events(lines.found, NAME)}
-
-
-# ---- the tests
 
 
 def read_each(cases):

@@ -5,12 +5,11 @@ import re
 import shutil
 import subprocess
 import sys
-from itertools import combinations, product
 from pathlib import Path
 
 import pytest
 
-from support.choice import ROOMS, pairwise
+from support.choice import ROOMS
 from support.command_line import python
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -140,20 +139,6 @@ def test_fast_cuts_grids_of_operations_and_leaves_out_cuda(tmp_path):
     of_operation = [name for name in fast if name.startswith("test_ops_")]
     assert 9 <= len(of_operation) <= 12
     assert len(fast) - len(of_operation) == 27
-
-
-def pairs(cases):
-    return {pair for case in cases for pair in combinations(sorted(case.items()), 2)}
-
-
-def test_every_pair_of_values_is_kept():
-    names = "abcde"
-    cases = [dict(zip(names, row, strict=True)) for row in product(range(4), repeat=5)]
-    cases = [case for case in cases if case["a"] != case["b"]]  # a grid with holes
-    kept = pairwise(cases)
-    assert pairs(cases[index] for index in kept) == pairs(cases)
-    assert len(kept) < len(cases) / 20
-    assert pairwise([{"a": 0}, {"a": 1}]) == [0, 1]
 
 
 NOT_IN_UNIT = re.compile(

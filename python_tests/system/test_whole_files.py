@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import pytest
 from support.errors import refused
 from zsseg_rt.bundles.bundle import MANIFEST
 from zsseg_rt.common import files
-from zsseg_rt.common.files import read_limited, remove_entry, whole_file, write_whole
+from zsseg_rt.common.files import remove_entry, whole_file, write_whole
 from zsseg_rt.errors import BundleError
 from zsseg_rt.export.bundle_writer import new_bundle_folder
 
@@ -152,17 +151,6 @@ def test_a_file_is_like_any_other(tmp_path):
         write_whole(tmp_path / "absent" / "file", b"x")
 
 
-def test_a_pipe_is_written_into(tmp_path):
-    os.mkfifo(tmp_path / "pipe")
-    content = []
-    reader = threading.Thread(target=lambda: content.append((tmp_path / "pipe").read_bytes()))
-    reader.start()
-    write_whole(tmp_path / "pipe", b"through")
-    reader.join(20)
-    assert content == [b"through"]
-    assert (tmp_path / "pipe").is_fifo()
-
-
 def test_a_bundle_that_appears_meanwhile_is_kept(tmp_path):
     path = tmp_path / "c.zsseg"
     with (
@@ -223,17 +211,3 @@ def test_remove_entry_takes_away_what_is_there_and_follows_no_link(tmp_path, kin
     remove_entry(entry)
     assert not os.path.lexists(entry)
     assert (other / "kept").read_text() == "kept"
-
-
-def test_read_limited_reads_regular_files_up_to_the_limit(tmp_path):
-    path = tmp_path / "file"
-    path.write_bytes(b"12345")
-    assert read_limited(path, max_bytes=5) == b"12345"
-    with pytest.raises(OSError, match="expected at most 4 bytes"):
-        read_limited(path, max_bytes=4)
-    with pytest.raises(FileNotFoundError):
-        read_limited(tmp_path / "absent", max_bytes=4)
-    os.mkfifo(tmp_path / "pipe")
-    for odd in (tmp_path / "pipe", tmp_path):
-        with pytest.raises(OSError, match=r"not a regular file|Is a directory"):
-            read_limited(odd, max_bytes=4)
