@@ -82,8 +82,10 @@ def test_imported_bundle_agrees_with_the_model(checkpoint, state_dict, tmp_path)
 def test_clip_rc_is_imported(tmp_path):
     source, out = tmp_path / "official.pth", tmp_path / "a.zsseg"
     torch.save({"state_dict": tiny.clip_rc_state_dict(SIZES)}, source)
-    assert "remark" not in without_torch("clip_rc", source, "--out", out, "--self-trained")
-    assert Bundle.load(out).architecture == "clip_rc"
+    options = ("--self-trained", "--size", "32x80")
+    assert "remark" not in without_torch("clip_rc", source, "--out", out, *options)
+    bundle = Bundle.load(out)
+    assert (bundle.architecture, bundle.preprocess.size_hw) == ("clip_rc", (32, 80))
 
 
 def test_a_data_set_brings_its_classes_and_its_split(checkpoint, tmp_path, capsys):

@@ -12,9 +12,6 @@ from support.errors import refused
 from zsseg_rt import ArgumentError, Bundle, Engine, EngineConfig, FrameMemory, read_photo
 from zsseg_rt.demo import demo_photos
 from zsseg_rt.errors import ConfigError
-from zsseg_rt.runtime.families.candidates import CandidateGate
-from zsseg_rt.text.class_names import ClassList
-from zsseg_rt.text.vocabulary import Vocabulary
 
 FRAME = read_photo(demo_photos("scenes")[0])
 LOW = {"device": "cpu", "precision": "float32", "use_cache": False, "with_class_scores": "low"}
@@ -102,12 +99,6 @@ def test_without_being_asked_for_there_are_none(colour_bundle):
         EngineConfig(with_class_scores="high")
 
 
-def test_synonyms_and_background_are_reduced():
-    classes = ClassList.read(["a", ["b", "c"], "d"], ["e"])
-    scores = np.array([1, 2, 5, 3, 9], np.float32)[:, None, None]
-    assert classes.best_of_synonyms(scores).ravel().tolist() == [1, 5, 3]
-
-
 # --- names that are left out of a frame before it is labelled ---
 
 
@@ -177,6 +168,11 @@ def test_candidates_are_those_nearest_to_some_cell(cells):
     frame[:40, :40] = (250, 20, 20)
     frame[80:, 80:] = (20, 20, 250)
     assert label(cells, NAMES, frame, max_candidates=2).candidates == ("red", "blue")
+    with Engine(cells, EngineConfig(device="cpu", use_cache=False, max_candidates=1)) as engine:
+        engine.set_classes([["green", "red"], "grey"], background=["blue"])  # which stays
+        seg = engine.segment(frame)
+    assert seg.candidates == ("green",)  # by its best synonym
+    assert [seg.labels[20, 20], seg.labels[100, 100]] == [0, seg.unknown]
 
 
 def test_windows_and_letterboxes_take_candidates_too(cells):
@@ -189,47 +185,6 @@ def test_windows_and_letterboxes_take_candidates_too(cells):
         shown = {few.names[index] for index in np.unique(few.labels)}
         assert shown <= set(few.candidates)
         assert len(few.candidates) == 2
-
-
-def vocabulary(groups, background=()):
-    classes = ClassList.of_groups(groups, background=background)
-    return Vocabulary(
-        names=classes.names,
-        phrases=classes.phrases,
-        phrase_classes=classes.phrase_classes,
-        embeds=np.eye(len(classes.phrases), dtype=np.float32),
-        version=1,
-    )
-
-
-def test_a_class_ranks_by_its_best_phrase_and_background_stays():
-    named = vocabulary([["dog", "puppy"], ["cat"], ["car"]], background=["sky"])
-    gate = CandidateGate(1)
-    gate.begin(None, None)
-    rows = gate.choose(np.float32([0.1, 0.9, 0.5, 0.2, -3.0]), named)
-    assert gate.names(named) == ("dog",)
-    assert [named.phrases[row] for row in rows] == ["dog", "puppy", "sky"]
-
-
-def test_a_class_of_the_last_frame_stays_while_it_ranks_near():
-    named, gate = vocabulary([[letter] for letter in "abcdef"]), CandidateGate(2)
-
-    class Past:
-        candidates = ()
-
-    past = Past()
-    for best, kept in (
-        ([6, 5, 4, 3, 2, 1], ("a", "b")),
-        ([6, 4, 5, 3, 2, 1], ("a", "b", "c")),  # b is third of the best three
-        ([6, 3, 5, 4, 2, 1], ("a", "c")),  # and fourth
-        ([4, 3, 6, 5, 2, 1], ("a", "c", "d")),
-    ):
-        gate.begin(None, past)
-        gate.choose(np.float32(best), named)
-        assert gate.names(named) == kept
-    gate.begin(None, None)
-    gate.choose(np.float32([4, 3, 6, 5, 2, 1]), named)
-    assert gate.names(named) == ("c", "d")
 
 
 def test_a_memory_carries_candidates_from_frame_to_frame(cells):

@@ -1,4 +1,4 @@
-"""ZegCLIP and CLIP-RC through the engine, from official checkpoints to labels."""
+"""ZegCLIP and CLIP-RC through the engine: labels, embeddings and the self-check."""
 
 import numpy as np
 import pytest
@@ -6,15 +6,13 @@ import torch
 import torch.nn.functional as F
 
 from support import tiny
-from support.command_line import run
 from support.descriptor_models import assert_labels_are_the_models, make_inputs, torch_scores
-from zsseg_rt import Bundle, Engine, EngineConfig
+from zsseg_rt import Engine, EngineConfig
 from zsseg_rt.export import export_bundle
 from zsseg_rt.text.tokenizer import Tokenizer
 
 NAMES = [f"name {index}" for index in range(7)]
 CPU = {"device": "cpu", "precision": "float32", "use_cache": False}
-CELLS = 4
 
 
 @pytest.fixture(scope="module")
@@ -36,41 +34,6 @@ def test_engine_equals_torch(model, bundle_path, backend, count):
         engine.set_classes(names, embeddings=embeds)
         labels = engine.segment(frame).labels
     assert_labels_are_the_models(labels, torch_scores(model, frame, embeds))
-
-
-# ---------------------------------------------------------------- from the command line
-
-
-SIZES = (
-    tiny.TinySizes(  # heads as in the official models: one per 64 channels, eight in the decoder
-        num_heads=1, embed_dim=64, decoder_heads=8, text_heads=1, num_layers=2, text_layers=1
-    )
-)
-
-
-def test_an_imported_checkpoint_labels_as_the_model(tmp_path):
-    checkpoint, out = tmp_path / "iter_40000.pth", tmp_path / "clip_rc.zsseg"
-    state_dict = tiny.clip_rc_state_dict(SIZES)
-    torch.save({"meta": {"iter": 40000}, "state_dict": state_dict}, checkpoint)
-    command = ("import-checkpoint", "clip_rc", checkpoint, "--out", out, "--classes",
-               ",".join(NAMES), "--seen", "name 0,name 2", "--precision", "float32")  # fmt: skip
-    assert run(*command, "--size", "32x80") == 0
-    bundle = Bundle.load(out)
-    assert bundle.architecture == "clip_rc"
-    assert bundle.head.seen == ("name 0", "name 2")
-    assert bundle.preprocess.size_hw == (32, 80)
-    frame, embeds = make_inputs(7, 64, seed=7)
-    with Engine(bundle, EngineConfig(**CPU)) as engine:
-        engine.set_classes(NAMES, embeddings=embeds)
-        labels = engine.segment(frame).labels
-    model = tiny.clip_rc_model(SIZES, seen_classes=(0, 2))
-    assert_labels_are_the_models(labels, torch_scores(model, frame, embeds, (32, 80)))
-    assert run(*command, "--size", "8", "--overwrite") == 1
-    assert run(*command, "--size", "wide", "--overwrite") == 2
-    assert Bundle.load(out).preprocess.size_hw == (32, 80)
-
-
-# ---------------------------------------------------------------- ZegCLIP
 
 
 def test_seen_bias_follows_names_not_places(zegclip_bundle):

@@ -41,11 +41,7 @@ from zsseg_rt.evaluation.evaluate import EngineSegmenter
 from zsseg_rt.evaluation.metrics import ConfusionMatrix, score
 from zsseg_rt.export.graph_files import describe_graph
 from zsseg_rt.export.quantized import bundle as quantizing
-from zsseg_rt.export.quantized.bundle import (
-    Agreement,
-    choose_images,
-    quantize_bundle,
-)
+from zsseg_rt.export.quantized.bundle import Agreement, choose_images, quantize_bundle
 from zsseg_rt.export.quantized.layers import (
     FORMATS,
     Range,
@@ -404,10 +400,7 @@ def layers_in_int8(bundle):
 @needs_vnni
 @pytest.mark.parametrize(
     ("family", "promised"),
-    [
-        ("proposals", {"region_encoder": 10}),
-        ("aggregation", {"image_encoder": 35, "head": 38}),
-    ],
+    [("proposals", {"region_encoder": 10}), ("aggregation", {"image_encoder": 35, "head": 38})],
 )
 def test_the_heavy_graphs_of_each_family(family, promised, photos, tmp_path):
     bundle, out = Bundle.load(STORED / f"{family}.zsseg"), tmp_path / "small.zsseg"
