@@ -48,18 +48,17 @@ def run_parts(
     return torch.from_numpy(np.concatenate(logits).reshape(len(image), len(text), *grid_hw))
 
 
-def make_inputs(count: int, embed_dim: int = 32, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def make_inputs(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """A frame of coloured blocks, and embeddings of ``count`` classes."""
     rng = np.random.default_rng(seed)
     frame = rng.integers(0, 256, (9, 11, 3)).astype(np.uint8).repeat(9, 0).repeat(7, 1)
-    return np.ascontiguousarray(frame), tiny.text_embeds(count, embed_dim, f"s{seed}").numpy()
+    return np.ascontiguousarray(frame), tiny.text_embeds(count, 32, f"s{seed}").numpy()
 
 
-def torch_scores(
-    model: Any, frame: np.ndarray, embeds: np.ndarray, size_hw: tuple[int, int] = (64, 64)
-) -> np.ndarray:
+def torch_scores(model: Any, frame: np.ndarray, embeds: np.ndarray) -> np.ndarray:
     """The model's scores at frame size, in the engine's order: upsample, sigmoid, seen bias."""
-    image = reference.preprocess(frame, size_hw=size_hw, mean=model.image_mean, std=model.image_std)
+    statistics = {"mean": model.image_mean, "std": model.image_std}
+    image = reference.preprocess(frame, size_hw=(64, 64), **statistics)
     with torch.inference_mode():
         logits = model(torch.from_numpy(image[None]), torch.from_numpy(embeds)).mask_logits
         up = F.interpolate(logits, frame.shape[:2], mode="bilinear", align_corners=False)

@@ -1,8 +1,8 @@
 """README and docs say what is so: snippets run, commands parse, links lead somewhere."""
 
-import os
 import re
 
+import cv2
 import pytest
 import typer
 
@@ -27,21 +27,14 @@ def name_of(page):
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     """A cache of the documents' own, so that phrases are embedded once."""
-    before = os.environ.get("ZSSEG_HOME")
-    os.environ["ZSSEG_HOME"] = str(tmp_path_factory.mktemp("home"))
-    yield
-    if before is None:
-        del os.environ["ZSSEG_HOME"]
-    else:
-        os.environ["ZSSEG_HOME"] = before
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZSSEG_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch, home):
-    frame = read_photo(demo_photos("scenes")[0])
-    import cv2
-
-    cv2.imwrite(str(tmp_path / "street.jpg"), frame[..., ::-1])
+    cv2.imwrite(str(tmp_path / "street.jpg"), read_photo(demo_photos("scenes")[0])[..., ::-1])
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

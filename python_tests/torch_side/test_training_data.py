@@ -66,11 +66,8 @@ def test_result_has_the_stated_layout(recipe, dtype, size_hw):
     for seed in range(12):
         augmented = recipe(sample, generator(seed))
         image, labels, (rows, columns) = augmented.image, augmented.labels, augmented.valid_hw
-        assert (image.dtype, type(image), image.is_contiguous()) == (
-            torch.uint8,
-            torch.Tensor,
-            True,
-        )
+        assert (image.dtype, type(image)) == (torch.uint8, torch.Tensor)
+        assert image.is_contiguous()
         assert (labels.dtype, type(labels)) == (torch.int64, torch.Tensor)
         assert (image.shape, labels.shape) == ((3, *recipe.crop_hw), recipe.crop_hw)
         assert 1 <= rows <= recipe.crop_hw[0]
@@ -96,13 +93,8 @@ def test_result_has_the_stated_layout(recipe, dtype, size_hw):
 def test_picture_and_labels_move_together(flip_probability):
     labels = np.repeat(np.arange(7, dtype=np.uint8)[None].repeat(40, 0), 9, 1)
     image = np.repeat((labels * 30)[..., None], 3, 2)
-    recipe = FitInsideAugmentation(
-        crop_hw=(32, 32),
-        scale=(256, 64),
-        flip_probability=flip_probability,
-        distortion=None,
-        max_class_share=1.0,
-    )
+    settings = {"distortion": None, "max_class_share": 1.0, "flip_probability": flip_probability}
+    recipe = FitInsideAugmentation(crop_hw=(32, 32), scale=(256, 64), **settings)
     for seed in range(10):
         augmented = recipe(Sample(image, labels, "stripes"), generator(seed))
         rows, columns = augmented.valid_hw
@@ -116,14 +108,9 @@ def test_picture_and_labels_move_together(flip_probability):
 
 def test_resize_without_randomness_is_bilinear_and_nearest():
     sample = make_sample(60, 83)
-    recipe = FitInsideAugmentation(
-        crop_hw=(48, 67),
-        scale=(512, 48),
-        ratio_range=(1.0, 1.0),
-        max_class_share=1.0,
-        flip_probability=0.0,
-        distortion=None,
-    )
+    settings = {"distortion": None, "max_class_share": 1.0, "flip_probability": 0.0}
+    settings |= {"ratio_range": (1.0, 1.0), "crop_hw": (48, 67), "scale": (512, 48)}
+    recipe = FitInsideAugmentation(**settings)
     augmented = recipe(sample, generator())
     image, labels, valid_hw = augmented.image, augmented.labels, augmented.valid_hw
     assert valid_hw == fit_inside_hw((60, 83), (512, 48)) == (48, 66)
@@ -358,22 +345,16 @@ def test_an_epoch_holds_every_picture_once(batch_size, length):
     assert set(itertools.chain.from_iterable(epochs)) == set(range(11))
 
 
-def message_of(loader) -> str | None:
-    """What the data set complains of; keeps no traceback, which would hold the workers."""
-    try:
-        batches_of(loader, 3)
-    except DatasetError as error:
-        return str(error)
-    return None
-
-
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_errors_of_the_data_come_out_as_they_are(num_workers):
     sampler = EpochSampler(11, 0, batch_size=11)
     loader = make_loader(
         TrainingSamples(Noise(bad=3), AUGMENTATION, 0), sampler, num_workers=num_workers
     )
-    assert message_of(loader) == "masks/3.png: expected values 0..2, got 9. Correct the mask."
+    with pytest.raises(
+        DatasetError, match=r"^masks/3\.png: expected values .* Correct the mask\.$"
+    ):
+        batches_of(loader, 3)
 
 
 def test_normalizes_as_numpy_does_and_pads_afterwards():

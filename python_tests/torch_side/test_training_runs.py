@@ -243,6 +243,7 @@ def test_zeroseg_trains_on_photos_without_masks(clip_file, tmp_path):
         ("loop.iteration=3", r"loop: unknown key 'iteration'. Did you mean 'iterations'\?"),
         ("lop.iterations=3", r"unknown key 'lop'. Did you mean 'loop'\?"),
         ("loop.batch_size=many", "loop.batch_size: expected an integer, got 'many'"),
+        ("text.templates=['a', 1]", r"text.templates\[1\]: expected a string, got 1"),
         ("schedule.name=step", "schedule.name: expected one of poly, cosine, constant"),
         ("schedule.warmup_steps=9", "warmup_steps"),
         ("nonsense", "--set: expected table.key=value"),
