@@ -99,10 +99,10 @@ class Machine:
 
 
 def cmake():
-    found = shutil.which("cmake")
-    if found is None:
+    path = shutil.which("cmake")
+    if path is None:
         pytest.skip("cmake is not on the PATH")
-    return found
+    return path
 
 
 def shell_tools(folder):
@@ -216,10 +216,10 @@ COMPILED = Path(os.environ.get("ZSSEG_TEST_CACHE") or ROOT / "build") / "nvrtc"
 def folders(package: str, folder: str) -> list[Path]:
     """Where one of NVIDIA's packages has its files; none where it is not installed."""
     try:
-        found = find_spec(f"nvidia.{package}")
+        spec = find_spec(f"nvidia.{package}")
     except ModuleNotFoundError:
-        found = None
-    return [Path(place) / folder for place in found.submodule_search_locations] if found else []
+        spec = None
+    return [Path(place) / folder for place in spec.submodule_search_locations] if spec else []
 
 
 OPTIONS = [

@@ -64,14 +64,14 @@ def test_memory_comes_from_a_pool_that_keeps_some(counts):
     """CUDA's own pool gives freed memory back to the driver whenever a stream is waited for."""
     before = counts()
     array = ops.DeviceArray.from_numpy(np.ones(3, np.float32))
-    found = {name: count - before[name] for name, count in counts().items()}
+    calls = {name: count - before[name] for name, count in counts().items()}
     assert array.shape == (3,)
-    assert found["allocations"] == found["kept_allocations"] == 1
+    assert calls["allocations"] == calls["kept_allocations"] == 1
 
 
 @pytest.fixture
 def frame_counts(counts, monkeypatch):
-    """What one frame costs, once the engine has seen one of its size; the graphs are left out."""
+    """Calls of one frame, once the engine has seen one of its size; the graphs are left out."""
     placed = host_backend(monkeypatch, "own arrays")
     graphs, kept = dict.fromkeys(FIELDS, 0), []
     run = HostSession.run
@@ -102,13 +102,13 @@ def frame_counts(counts, monkeypatch):
 
 @pytest.mark.parametrize("with_times", [False, True])
 def test_a_descriptor_frame_keeps_to_its_budget(frame_counts, with_times):
-    found = frame_counts("descriptor", with_times=with_times)
-    assert over(BUDGET, found) == {}
+    calls = frame_counts("descriptor", with_times=with_times)
+    assert over(BUDGET, calls) == {}
 
 
 @pytest.fixture
 def replayed(counts, monkeypatch, tmp_path):
-    """What a frame costs that is replayed, after others and other classes; the graphs apart."""
+    """Calls of a frame that is replayed, after others and other classes; the graphs apart."""
     placed, sessions = device_backend(monkeypatch)
 
     def count(bundle, memory=None, **settings):
@@ -127,39 +127,39 @@ def replayed(counts, monkeypatch, tmp_path):
                 engine.segment(FRAME, memory=memory)
             before, runs = counts(), [session.runs for session in sessions]
             times = engine.segment(FRAME, memory=memory).times
-            found = {name: count - before[name] for name, count in counts().items()}
+            calls = {name: count - before[name] for name, count in counts().items()}
             assert [session.runs for session in sessions] == runs
-        batches = found["graph_launches"] - 2
-        found["launches"] -= sum(
+        batches = calls["graph_launches"] - 2
+        calls["launches"] -= sum(
             len(session.outputs) * (batches if session.outputs[0].name == "region_embeds" else 1)
             for session in sessions
         )
-        return found, times
+        return calls, times
 
     return count
 
 
-def over(budget, found):
-    """What was called more often than it may be."""
-    return {name: found[name] for name in budget if found[name] > budget[name]}
+def over(budget, calls):
+    """Calls made more often than they may be."""
+    return {name: calls[name] for name in budget if calls[name] > budget[name]}
 
 
 @pytest.mark.parametrize("with_times", [None, True])
 @pytest.mark.parametrize("bundle", REPLAYED)
 def test_a_replayed_frame_keeps_to_its_budget(replayed, bundle, with_times):
     """Its stages have events only where they are timed."""
-    found, times = replayed(bundle, with_times=with_times, wait="spin")  # sleeping takes an event
-    assert over(BUDGET | REPLAYED[bundle], found) == {}
-    assert found["graph_launches"] >= 1
-    assert (found["events_recorded"] > 0) == bool(with_times) == ("image_encoder" in times)
+    calls, times = replayed(bundle, with_times=with_times, wait="spin")  # sleeping takes an event
+    assert over(BUDGET | REPLAYED[bundle], calls) == {}
+    assert calls["graph_launches"] >= 1
+    assert (calls["events_recorded"] > 0) == bool(with_times) == ("image_encoder" in times)
     assert times["total"] > 0
 
 
 def test_a_frame_with_a_memory_keeps_to_its_budget(replayed):
     """All up to its logits is one graph."""
     pytest.importorskip("cv2")
-    found, _ = replayed("descriptor", FrameMemory(), with_times=False)
-    assert over(BUDGET | WITH_MEMORY, found) == {}
+    calls, _ = replayed("descriptor", FrameMemory(), with_times=False)
+    assert over(BUDGET | WITH_MEMORY, calls) == {}
 
 
 @pytest.mark.parametrize(
@@ -179,8 +179,8 @@ def test_an_overlay_takes_no_launch_of_its_own_but_on_planes(
         for _ in range(2):
             engine.segment_device(on_gpu, with_overlay=with_overlay)
         before = counts()
-        found = engine.segment_device(on_gpu, with_overlay=with_overlay)
+        result = engine.segment_device(on_gpu, with_overlay=with_overlay)
         launches = counts()["launches"] - before["launches"]
         in_graphs = sum(len(session.outputs) for session in sessions)
     assert launches - in_graphs == BUDGET["launches"] + (with_overlay and planes)
-    assert (found.picture is not None) == with_overlay
+    assert (result.picture is not None) == with_overlay

@@ -82,8 +82,8 @@ class SmallFrame:
         return capture
 
 
-def assert_equal(found, expected):
-    for one, other in zip(found, expected, strict=True):
+def assert_equal(arrays, expected):
+    for one, other in zip(arrays, expected, strict=True):
         np.testing.assert_array_equal(one, other)
 
 
@@ -205,13 +205,13 @@ def test_other_threads_go_on_during_a_capture(stream):
     small = SmallFrame(stream)
     small.fill(0)
     expected = small.eager()
-    found, done = [], threading.Event()
+    values, done = [], threading.Event()
 
     def work():
         own = ops.Stream(0)
         for value in range(5):
             array = ops.DeviceArray.from_numpy(np.full(3, value), 0, own.handle)
-            found.append(array.numpy(own.handle)[0])
+            values.append(array.numpy(own.handle)[0])
         done.set()
 
     capture = _C.Capture(0)
@@ -222,7 +222,7 @@ def test_other_threads_go_on_during_a_capture(stream):
     small.enqueue()
     capture.end()
     thread.join(60)
-    assert found == list(range(5))
+    assert values == list(range(5))
     capture.launch(stream.handle)
     assert_equal(small.results(), expected)
 

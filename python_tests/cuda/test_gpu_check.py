@@ -149,8 +149,8 @@ def test_a_step_that_hangs_ends_with_its_children(tmp_path):
     late = gpu_processes.run_step(step, 0.0)
     assert late == {"name": "hangs", "state": "missing", "reason": "no time was left"}
     quick = gpu_processes.Step(name="quick", command=["sh", "-c", "echo not here; exit 3"])
-    told = gpu_processes.run_step(quick, 600.0)
-    assert (told["state"], told["reason"]) == ("missing", "not here")
+    absent = gpu_processes.run_step(quick, 600.0)
+    assert (absent["state"], absent["reason"]) == ("missing", "not here")
 
 
 ABSENT = "hypothesis open_clip typer rich cv2 onnx openvino torchvision PIL"
@@ -184,13 +184,13 @@ def test_expected_kernels_are_cases_of_the_benchmark():
     named = {row["name"].removesuffix(": us") for row in rows if row["name"].endswith(": us")}
     wanted = {name.split()[0] for name in named}
     bench = CpuBench(1)
-    found = {
+    names = {
         f"{case.op} {case.sizes}"
         for op, cases in CASES.items()
         if op in wanted
         for case in cases(bench, quick=False)
     }
-    assert named <= found
+    assert named <= names
     for row in rows:
         assert row.keys() <= {"name", "gpu", "at_least", "at_most", "source"}
         assert row["source"].startswith(("counted, ", "estimated, ", "measured, "))

@@ -48,8 +48,8 @@ def run(family, placed):
     results, names = [], names_of(family)
     with open_engine(family, placed) as engine:
         assert engine.device == placed["device"]
-        for chosen in (names, names[:2], names):
-            engine.set_classes(chosen)
+        for classes in (names, names[:2], names):
+            engine.set_classes(classes)
             results += [engine.segment(frame) for frame in frames()]
         report = engine.self_check()
         assert report.passed, report.first_failure
@@ -77,13 +77,13 @@ def test_a_frame_gives_the_same_again(family):
 
 def test_half_precision_agrees():
     """A bundle that holds float16 graphs runs them where precision is "auto"."""
-    found = []
+    labels = []
     for precision in ("float32", "auto"):
         with open_engine("descriptor", ON_GPU, precision=precision) as engine:
             engine.set_classes(names_of("descriptor"))
-            found.append([engine.segment(frame).labels for frame in frames()])
+            labels.append([engine.segment(frame).labels for frame in frames()])
     assert engine.precision == "float16"
-    for whole, half in zip(*found, strict=True):
+    for whole, half in zip(*labels, strict=True):
         assert (whole == half).mean() > 0.9  # random weights: many pixels are near ties
 
 

@@ -1,1 +1,1 @@
-"""What tests share: tiny models, fakes, graphs."""
+"""Shared by tests: tiny models, fakes, graphs."""

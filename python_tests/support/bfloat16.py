@@ -22,7 +22,7 @@ def widened(bits: np.ndarray) -> np.ndarray:
 
 
 class Bfloat16Array:
-    """What a library with a bfloat16 type would hand over for an array of its bits."""
+    """An array of bits as a library with a bfloat16 type would hand it over."""
 
     def __init__(self, bits: Any) -> None:
         """Keep an array of uint16 on any device."""

@@ -32,15 +32,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.path.parent.name in ROOMS:
             item.add_marker(item.path.parent.name)
-    chosen = list(items)
+    picked = list(items)
     if not config.getoption("--nightly") and not any("::" in name for name in config.args):
-        chosen = [item for item in chosen if item.get_closest_marker("nightly") is None]
+        picked = [item for item in picked if item.get_closest_marker("nightly") is None]
     if config.getoption("--fast"):
-        chosen = list(_covering(chosen))
-    if len(chosen) < len(items):
-        kept = set(chosen)
+        picked = list(_covering(picked))
+    if len(picked) < len(items):
+        kept = set(picked)
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
-        items[:] = chosen
+        items[:] = picked
 
 
 def _covering(items: Iterable[pytest.Item]) -> Iterator[pytest.Item]:

@@ -18,7 +18,7 @@ def run(*arguments: object) -> int:
 
 
 def python(*arguments: object, timeout=600, more_env=None, **settings):
-    """What a child of this interpreter gave, as text; ``more_env`` is added to the environment."""
+    """A finished child of this interpreter, output as text; ``more_env`` joins its variables."""
     settings.setdefault("env", os.environ | (more_env or {}))
     return subprocess.run(
         [sys.executable, *map(str, arguments)],

@@ -35,8 +35,8 @@ def run_on_host(session: Any, header: Any, feeds: dict[str, np.ndarray]) -> dict
     """Run a session of the CPU on feeds, and give results, of the dtypes that a graph states."""
     for spec in header.inputs:
         assert feeds[spec.name].dtype == spec.dtype, spec.name
-    given = {spec.name: feeds[spec.name].astype(spec.dtype) for spec in session.inputs}
-    results = session.run(given)
+    inputs = {spec.name: feeds[spec.name].astype(spec.dtype) for spec in session.inputs}
+    results = session.run(inputs)
     return {spec.name: np.array(results[spec.name], spec.dtype) for spec in header.outputs}
 
 

@@ -1,4 +1,4 @@
-"""What the GPU has been asked to do."""
+"""Counts of calls to the GPU."""
 
 import ctypes
 from collections.abc import Callable

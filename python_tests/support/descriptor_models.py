@@ -1,4 +1,4 @@
-"""What ZegCLIP and CLIP-RC give in torch, to compare with what is made of them."""
+"""Results of ZegCLIP and CLIP-RC in torch, to compare with their bundles'."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def run_parts(
     def encode(image: np.ndarray) -> Any:
         if graphs is None:
             return parts.encode(Arrays(), image)
-        found = run_file(graphs["image_encoder"], {"image": image})
-        return found["patch_embeds"], found["cls_embed"]
+        outputs = run_file(graphs["image_encoder"], {"image": image})
+        return outputs["patch_embeds"], outputs["cls_embed"]
 
     def decode(queries: np.ndarray, patch_embeds: np.ndarray) -> Any:
         if graphs is None:
             return parts.decode(Arrays(), queries, patch_embeds)
         feeds = {"queries": queries, "patch_embeds": patch_embeds}
-        found = run_file(graphs["decoder"], feeds)
-        return found["class_embeds"], found["patch_keys"]
+        outputs = run_file(graphs["decoder"], feeds)
+        return outputs["class_embeds"], outputs["patch_keys"]
 
     (weight, bias), logit_scale = parts.projection()
     logits = []

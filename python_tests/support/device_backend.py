@@ -71,15 +71,15 @@ class DeviceSession:
         return out.view(shape)
 
     def _buffer(self, name: str, shape: tuple[int, ...], dtype: Any, stream: int) -> Any:
-        held = self._buffers.get(name)
-        if held is None or math.prod(held.shape) < math.prod(shape):
-            held = ops.DeviceArray.empty((math.prod(shape),), dtype, 0, stream)
+        buffer = self._buffers.get(name)
+        if buffer is None or math.prod(buffer.shape) < math.prod(shape):
+            buffer = ops.DeviceArray.empty((math.prod(shape),), dtype, 0, stream)
             if name.endswith("matrix"):
                 rng = np.random.default_rng(sum(name.encode()))
-                values = rng.normal(size=held.shape) * 4 / math.sqrt(shape[-1])
-                held.copy_from(values.astype(dtype), stream)
-            self._buffers[name] = held
-        return held.view(shape)
+                values = rng.normal(size=buffer.shape) * 4 / math.sqrt(shape[-1])
+                buffer.copy_from(values.astype(dtype), stream)
+            self._buffers[name] = buffer
+        return buffer.view(shape)
 
     def close(self) -> None:
         self._buffers.clear()

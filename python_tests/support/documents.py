@@ -1,4 +1,4 @@
-"""What the documents hold: their blocks of code, the commands in them, their links."""
+"""The documents' blocks of code, the commands in them, their links."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def pages() -> list[Path]:
 def blocks_of(page: Path) -> list[Block]:
     """A page's blocks of code, in order."""
     text = page.read_text(encoding="utf-8")
-    found = []
+    blocks = []
     for fence in _FENCE.finditer(text):
         indent, language, code = fence.groups()
         mark = _MARK.search(text, 0, fence.start())
         kind, words = mark.groups() if mark else ("", "")
-        found.append(
+        blocks.append(
             Block(
                 page=page.relative_to(ROOT).as_posix(),
                 line=text.count("\n", 0, fence.start()) + 2,
@@ -52,7 +52,7 @@ def blocks_of(page: Path) -> list[Block]:
                 given=tuple(words.split(", ")) if kind == "given" else (),
             )
         )
-    return found
+    return blocks
 
 
 def programs_of(page: Path) -> list[Block]:
@@ -80,16 +80,16 @@ def lines_with(page: Path, program: str) -> list[tuple[str, str]]:
     """Lines of code, and code within text, that call a program, each with its place."""
     where = page.relative_to(ROOT).as_posix()
     named = re.compile(rf"(?<![\w.-]){re.escape(program)} +\S")
-    found = []
+    places = []
     for block in blocks_of(page):
         lines = block.code.replace("\\\n", " ").splitlines()
         if block.language == "ini":
             lines = [line.removeprefix("ExecStart=") for line in lines]
-        found += [(f"{where}:{block.line}", line) for line in lines if named.search(line)]
+        places += [(f"{where}:{block.line}", line) for line in lines if named.search(line)]
     for inline in re.findall(r"`([^`]+)`", without_code(page)):
         if named.search(line := " ".join(inline.split())):
-            found.append((where, line))
-    return found
+            places.append((where, line))
+    return places
 
 
 def _calls(line: str, program: str) -> Iterator[list[str]]:
@@ -111,7 +111,7 @@ def without_code(page: Path) -> str:
 
 
 def links_of(page: Path) -> list[str]:
-    """What a page links to, other sites left out."""
+    """A page's links, those to other sites left out."""
     text = without_code(page)
     return [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
 

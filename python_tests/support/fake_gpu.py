@@ -36,20 +36,20 @@ class Watch(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         to_gpu = "cuda" in str(kwargs.get("device"))
-        if not to_gpu and not any(isinstance(held, FakeTensor) for held in given):
+        if not to_gpu and not any(isinstance(tensor, FakeTensor) for tensor in tensors):
             with unset_fake_temporarily():
                 return func(*args, **kwargs)
-        if "copy" in str(func) and self._crosses(given, kwargs):
+        if "copy" in str(func) and self._crosses(tensors, kwargs):
             self.crossed.append(str(func))
         if not func.is_view and str(func) not in NO_LAUNCHES:
             self.launched.append(str(func))
         return func(*args, **kwargs)
 
     @staticmethod
-    def _crosses(given: list[torch.Tensor], kwargs: Any) -> bool:
-        places = {held.device.type for held in given}
+    def _crosses(tensors: list[torch.Tensor], kwargs: Any) -> bool:
+        places = {tensor.device.type for tensor in tensors}
         if kwargs.get("device") is not None:
             places.add(torch.device(kwargs["device"]).type)
         return len(places) > 1
@@ -72,11 +72,11 @@ class FusedAttention(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         q, k, v, *rest = args
         mask = rest[0] if rest else None
-        for held in (q, k, v):
-            assert held.ndim == 4
-            assert held.dtype == q.dtype
-            assert held.stride(-1) == 1  # otherwise it is copied first
-            assert held.shape[-1] <= 256
+        for tensor in (q, k, v):
+            assert tensor.ndim == 4
+            assert tensor.dtype == q.dtype
+            assert tensor.stride(-1) == 1  # otherwise it is copied first
+            assert tensor.shape[-1] <= 256
         if mask is not None:
             assert mask.dtype == q.dtype
             assert mask.stride(-1) == 1

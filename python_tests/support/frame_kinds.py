@@ -96,42 +96,42 @@ def label(
     engine: Engine, name: str, seed: int, *, as_pixels: bool = False, alpha: float | None = None,
     size: tuple[int, int] | None = None, **settings: Any
 ) -> dict[str, Any]:  # fmt: skip
-    """What an engine makes of a frame."""
+    """An engine's result for a frame."""
     kind, order = KINDS[name], engine.config.channel_order
-    given = (planes if kind.matrix else frame)(seed, *(size or ()))
+    arrays = (planes if kind.matrix else frame)(seed, *(size or ()))
     if kind.is_labelled_on_device and not as_pixels:
         drawn = {} if alpha is None else {"with_overlay": True, "alpha": alpha}
-        result = engine.segment_device(kind.give(given), **drawn, **settings)
-        picture = None if result.picture is None else result.picture.numpy()
-        assert (picture is None) == (alpha is None)
+        result = engine.segment_device(kind.give(arrays), **drawn, **settings)
+        image = None if result.picture is None else result.picture.numpy()
+        assert (image is None) == (alpha is None)
         result = result.to_host()
     else:
-        pixels = rgb_of(given, kind.matrix) if kind.matrix else given
+        pixels = rgb_of(arrays, kind.matrix) if kind.matrix else arrays
         if kind.matrix and order == "bgr":
             pixels = np.ascontiguousarray(pixels[..., ::-1])
-        result = engine.segment(pixels if as_pixels else kind.give(given), **settings)
-        picture = None
+        result = engine.segment(pixels if as_pixels else kind.give(arrays), **settings)
+        image = None
         if alpha is not None:
             colours = palette(result.names)[:, :: 1 if order == "rgb" else -1]
             matrix = {"colour_matrix": kind.matrix} if kind.matrix else {}
-            picture = reference.overlay(
-                given, result.labels, colours, alpha=alpha, channel_order=order, **matrix
+            image = reference.overlay(
+                arrays, result.labels, colours, alpha=alpha, channel_order=order, **matrix
             )
-    return told(result) | {"picture": picture}
+    return told(result) | {"picture": image}
 
 
 def told(result: Any) -> dict[str, Any]:
-    """What a result on the host tells, to compare."""
+    """The fields of a result on the host that are compared."""
     fields = ("labels", "scores", "class_scores", "candidates", "names", "unknown", "reused")
     return {name: getattr(result, name) for name in fields} | {"stages": set(result.times)}
 
 
-def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
+def assert_same(actual: dict[str, Any], expected: dict[str, Any]) -> None:
     for name, value in expected.items():
         if name == "stages" and expected.get("picture") is not None:
             continue
-        assert getattr(found[name], "dtype", None) == getattr(value, "dtype", None), name
-        np.testing.assert_array_equal(found[name], value, err_msg=name)
+        assert getattr(actual[name], "dtype", None) == getattr(value, "dtype", None), name
+        np.testing.assert_array_equal(actual[name], value, err_msg=name)
 
 
 def open_engine(bundle: str | Path, placed: dict[str, Any], **settings: Any) -> Engine:

@@ -26,7 +26,7 @@ def config_of(vectors: Any) -> dict[str, Any]:
 
 
 def arguments_of(config: dict[str, Any]) -> dict[str, Any]:
-    """What ``from_official`` cannot read from the small files' shapes."""
+    """Arguments that ``from_official`` cannot read from the small files' shapes."""
     return {
         "num_heads": config["heads"],
         "decoder_heads": config["dec_heads"],

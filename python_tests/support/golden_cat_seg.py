@@ -40,7 +40,7 @@ def tiny_model(**settings: Any) -> Any:
 
 
 def small_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """What ``from_official`` cannot read from shapes."""
+    """Arguments that ``from_official`` cannot read from shapes."""
     return {"num_heads": config["heads"], "window": config["window"], "view": config["res"]}
 
 
@@ -48,10 +48,10 @@ def small_settings(config: dict[str, Any]) -> dict[str, Any]:
 def shapes_of(shared_dir: Path, name: str = "catseg_small_enc_public.npz") -> dict[str, Any]:
     """Shapes of a file's tensors by official key."""
     vectors = load(shared_dir, name)
-    found = official_shapes(config_of(vectors))
+    shapes = official_shapes(config_of(vectors))
     keys = [str(key) for key in vectors["sd_keys"]]
-    assert set(found) == set(keys)
-    return {key: found[key] for key in keys}
+    assert set(shapes) == set(keys)
+    return {key: shapes[key] for key in keys}
 
 
 def state_dict(shared_dir: Path, name: str = "catseg_small_enc_public.npz") -> dict[str, Tensor]:
@@ -82,10 +82,10 @@ def image_u8(shape: tuple[int, ...], salt: str = "") -> np.ndarray:
     return np.random.RandomState(seed).randint(0, 256, shape).astype(np.uint8)
 
 
-def normalised(pictures: np.ndarray, config: dict[str, Any]) -> Tensor:
+def normalised(images: np.ndarray, config: dict[str, Any]) -> Tensor:
     """Pictures uint8 ``[B, H, W, 3]`` as the network's input."""
     mean, std = (torch.tensor(config[name]).view(3, 1, 1) for name in ("mean", "std"))
-    return (torch.from_numpy(pictures).permute(0, 3, 1, 2).float() - mean) / std
+    return (torch.from_numpy(images).permute(0, 3, 1, 2).float() - mean) / std
 
 
 def official_shapes(config: dict[str, Any]) -> tiny.Shapes:

@@ -46,16 +46,16 @@ def image(salt: str, size_hw: tuple[int, int]) -> np.ndarray:
 def shapes(shared: Path, kind: str, c: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """Keys and shapes of the home layout at the sizes of a configuration."""
     listed = json.loads((shared / "specs" / "small_encoders_keys.json").read_text())[_KEYS[kind]]
-    made: dict[str, tuple[int, ...]] = {}
+    sized: dict[str, tuple[int, ...]] = {}
     for key, shape in listed.items():
         part = c["vision" if re.match("vis", key) else "text"]
-        if found := re.search(r"(?:layers|resblocks)\.(\d+)\.", key):
-            for index in range(part["layers"] if found[1] == "0" else 0):
-                name = key.replace(found[0], found[0].replace("0", str(index)))
-                made[name] = _resized(kind, key, shape, c, part)
+        if match := re.search(r"(?:layers|resblocks)\.(\d+)\.", key):
+            for index in range(part["layers"] if match[1] == "0" else 0):
+                name = key.replace(match[0], match[0].replace("0", str(index)))
+                sized[name] = _resized(kind, key, shape, c, part)
         else:
-            made[key] = _resized(kind, key, shape, c, part)
-    return made
+            sized[key] = _resized(kind, key, shape, c, part)
+    return sized
 
 
 def _resized(
@@ -145,16 +145,16 @@ def towers(shared_dir: Path, file: str, part: str) -> tuple[Any, ...]:
     activation = c.get("activation") or {"pe": "gelu", "siglip": "gelu_tanh"}[kind]
     image = {"tensors": visual, "num_heads": c["vision"]["heads"], "activation": activation}
     words = {"tensors": text, "num_heads": c["text"]["heads"], "activation": activation}
-    made = ImageTower(**image) if kind == "clip" else pooled.PooledTower(**image)
-    named = TextTower(**words) if kind != "siglip" else pooled.SiglipText(**words)
-    return c, vectors, home, made, named
+    tower = ImageTower(**image) if kind == "clip" else pooled.PooledTower(**image)
+    words_tower = TextTower(**words) if kind != "siglip" else pooled.SiglipText(**words)
+    return c, vectors, home, tower, words_tower
 
 
 def open_clips(weights: dict[str, Any], kind: str) -> dict[str, Any]:
     """The home layout's weights in open_clip's."""
-    made = as_clip(dict(weights), "home")
+    official = as_clip(dict(weights), "home")
     if kind == "clip":
-        return {key.removeprefix("text."): value for key, value in made.items()}
+        return {key.removeprefix("text."): value for key, value in official.items()}
     timm = {}
     names = (
         (r"^visual\.conv1\.", "visual.patch_embed.proj."), (r"\.ln_pre\.", ".norm_pre."),
@@ -164,7 +164,7 @@ def open_clips(weights: dict[str, Any], kind: str) -> dict[str, Any]:
         (r"\.attn\.in_proj_", ".attn.qkv."), (r"\.attn\.out_proj\.", ".attn.proj."),
         (r"^visual\.", "visual.trunk."),
     )  # fmt: skip
-    for key, value in made.items():
+    for key, value in official.items():
         if not key.startswith("visual."):
             timm[key if key.startswith(("text.", "logit")) else f"text.{key}"] = value
         elif "attn_pool.attn.in_proj_" in key:
@@ -191,8 +191,8 @@ def open_clips(weights: dict[str, Any], kind: str) -> dict[str, Any]:
 def gemma_model() -> tuple[Any, dict[str, Any]]:
     """A part of Gemma's pieces and merges that cuts the texts below as the whole does."""
     path = Path(__file__).with_name("gemma_excerpt.json")
-    held = json.loads(path.read_text(encoding="utf-8"))
-    pieces = {number: piece for piece, number in held["pieces"].items()}
+    excerpt = json.loads(path.read_text(encoding="utf-8"))
+    pieces = {number: piece for piece, number in excerpt["pieces"].items()}
     vocab = {pieces.get(number, f"<absent {number}>"): number for number in range(256_000)}
-    model = {"type": "BPE", "byte_fallback": True, "vocab": vocab, "merges": held["merges"]}
-    return held["texts"], model
+    model = {"type": "BPE", "byte_fallback": True, "vocab": vocab, "merges": excerpt["merges"]}
+    return excerpt["texts"], model

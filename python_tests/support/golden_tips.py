@@ -55,7 +55,7 @@ def pieces(kind: str = "unigram", size: int = 160) -> bytes:
     """A SentencePiece model, trained on the spot; its unknown piece has number 0."""
     import sentencepiece
 
-    draw, made = random.Random(0), io.BytesIO()
+    draw, model = random.Random(0), io.BytesIO()
     words = "a photo of the large small bad many itap art origami video game in dog cat road sky"
     words += " person tree traffic light chest drawers étagère naïve straße"
     ends = ("", "s", "ing", ".", "er")
@@ -65,13 +65,13 @@ def pieces(kind: str = "unigram", size: int = 160) -> bytes:
     )
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=lines,
-        model_writer=made,
+        model_writer=model,
         vocab_size=size,
         model_type=kind,
         hard_vocab_limit=False,
         minloglevel=2,
     )
-    return made.getvalue()
+    return model.getvalue()
 
 
 def vocab_size(model: bytes) -> int:

@@ -18,8 +18,8 @@ def run_file(path: Path, feeds: Mapping[str, Any]) -> dict[str, np.ndarray]:
     graph = get_backend("openvino").load(path, device="cpu", precision="float32", options=options)
     session = graph.session()
     try:
-        found = session.run({name: np.ascontiguousarray(value) for name, value in feeds.items()})
-        return {name: np.array(value) for name, value in found.items()}
+        outputs = session.run({name: np.ascontiguousarray(value) for name, value in feeds.items()})
+        return {name: np.array(value) for name, value in outputs.items()}
     finally:
         session.close()
         graph.close()

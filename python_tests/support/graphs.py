@@ -19,9 +19,9 @@ def to_float16(model, half=()):
     stream = BytesIO()
     network = read_network(model.SerializeToString())
     write_onnx(to_half(network, half=half), "test", stream)
-    made = onnx.load_model_from_string(stream.getvalue())
-    onnx.checker.check_model(made)
-    return made
+    half_model = onnx.load_model_from_string(stream.getvalue())
+    onnx.checker.check_model(half_model)
+    return half_model
 
 
 def write_graph(path: Path, nodes, inputs, outputs, weights=None) -> Path:

@@ -41,11 +41,11 @@ def require_gstreamer() -> None:
         without_streams(f"GStreamer cannot be used here (tools/test.sh installs it): {missing}")
 
 
-class Told:
-    """What a child told: facts of pictures, how it ended, what it logged."""
+class Report:
+    """A child's output: facts of frames, how it ended, its log."""
 
     def __init__(self, lines: list[dict], log: str) -> None:
-        self.pictures = [line for line in lines if "shape" in line]
+        self.frames = [line for line in lines if "shape" in line]
         self.resources = [line for line in lines if "threads" in line]
         self.ends = [line for line in lines if "ended" in line or "error" in line]
         self.log = log
@@ -61,10 +61,10 @@ def environment(**variables: str) -> dict[str, str]:
     return {**ours, "ZSSEG_RTSP_LIBRARY": "gstreamer", **variables}
 
 
-def read(uris: str | Sequence[str], count: int = 1, *options: str, **variables: str) -> Told:
+def read(uris: str | Sequence[str], count: int = 1, *options: str, **variables: str) -> Report:
     """Read pictures of sources in a child; see ``gstreamer_child.py`` for options."""
-    given = [uris] if isinstance(uris, str) else uris
-    call = [sys.executable, str(READER), *given, "--count", str(count), *options]
+    uri_list = [uris] if isinstance(uris, str) else uris
+    call = [sys.executable, str(READER), *uri_list, "--count", str(count), *options]
     done = subprocess.run(
         call,
         capture_output=True,
@@ -74,18 +74,18 @@ def read(uris: str | Sequence[str], count: int = 1, *options: str, **variables: 
         env=environment(**variables),
     )
     lines = [json.loads(line) for line in done.stdout.splitlines()]
-    told = Told(lines, done.stderr)
+    run = Report(lines, done.stderr)
     assert done.returncode == 0, done.stderr
-    assert told.ends, done.stderr
-    return told
+    assert run.ends, done.stderr
+    return run
 
 
 @contextmanager
 def reading(uri: str, *options: str, **variables: str):
     """A child that reads in the background; gives its facts line by line."""
     call = [sys.executable, str(READER), uri, "--count", "1000000", *options]
-    given = {"stderr": subprocess.DEVNULL, "text": True, "env": environment(**variables)}
-    child = subprocess.Popen(call, stdout=subprocess.PIPE, **given)
+    popen = {"stderr": subprocess.DEVNULL, "text": True, "env": environment(**variables)}
+    child = subprocess.Popen(call, stdout=subprocess.PIPE, **popen)
     try:
         yield (json.loads(line) for line in child.stdout)
     finally:

@@ -55,13 +55,13 @@ def half_and_wide(family: str, folder: Path, **settings: Any) -> tuple[Path, Pat
     }
     model = make_model(family, folder)
     exporter = EXPORTERS[model.architecture]
-    chosen = read_options(options | settings, exporter.reads, model.architecture)
-    exported = exporter.export(model.eval(), chosen)
-    half = write_model_bundle(folder / f"{family}-half.zsseg", lambda: exported, chosen)
+    export_options = read_options(options | settings, exporter.reads, model.architecture)
+    exported = exporter.export(model.eval(), export_options)
+    half = write_model_bundle(folder / f"{family}-half.zsseg", lambda: exported, export_options)
     with pytest.MonkeyPatch.context() as patch:
         none = {n: replace(f, half_tensors=()) for n, f in bundle_specs.FAMILIES.items()}
         patch.setattr(bundle_writer, "FAMILIES", none)
-        wide = write_model_bundle(folder / f"{family}-wide.zsseg", lambda: exported, chosen)
+        wide = write_model_bundle(folder / f"{family}-wide.zsseg", lambda: exported, export_options)
     return half, wide
 
 

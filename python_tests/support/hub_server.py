@@ -16,7 +16,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclass
 class Hub:
-    """What the server has, how it misbehaves, and what it was asked."""
+    """The server's files, its misbehaviour, and the requests that came."""
 
     endpoint: str = ""
     files: dict[str, bytes] = field(default_factory=dict)

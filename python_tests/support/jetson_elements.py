@@ -36,11 +36,11 @@ def template(direction, caps):
 def element(kind, *templates):
     """A decorator: the class becomes a type of elements with these pads."""
 
-    def declare(made):
-        made.set_metadata(made.__name__, kind, "stand-in", "tests")
+    def declare(element):
+        element.set_metadata(element.__name__, kind, "stand-in", "tests")
         for pad in templates:
-            made.add_pad_template(pad)
-        return made
+            element.add_pad_template(pad)
+        return element
 
     return declare
 
@@ -106,8 +106,8 @@ class Filter:
 
     def __init__(self):
         super().__init__()
-        for made in self.get_pad_template_list():
-            pad = Gst.Pad.new_from_template(made, made.name_template)
+        for template in self.get_pad_template_list():
+            pad = Gst.Pad.new_from_template(template, template.name_template)
             if pad.direction == SINK:
                 pad.set_chain_function_full(self.chain)
                 pad.set_event_function_full(self.event)
@@ -121,9 +121,9 @@ class Filter:
 
     def chain(self, _pad, _parent, buffer):
         data = np.frombuffer(buffer.extract_dup(0, buffer.get_size()), np.uint8)
-        made = buffer_of(self.pixels_for(data))
-        made.pts, made.dts, made.duration = buffer.pts, buffer.dts, buffer.duration
-        return self.get_static_pad("src").push(made)
+        output = buffer_of(self.pixels_for(data))
+        output.pts, output.dts, output.duration = buffer.pts, buffer.dts, buffer.duration
+        return self.get_static_pad("src").push(output)
 
     def caps_for(self, caps):
         height, width, rate = numbers_of(caps)
@@ -162,8 +162,8 @@ class Chain:
         inner = Gst.parse_bin_from_description(text, True)
         self.add(inner)
         for name in ("sink", "src"):
-            made = self.get_pad_template(name)
-            self.add_pad(Gst.GhostPad.new_from_template(name, inner.get_static_pad(name), made))
+            template = self.get_pad_template(name)
+            self.add_pad(Gst.GhostPad.new_from_template(name, inner.get_static_pad(name), template))
 
 
 @element("Codec/Decoder/Video", template(SINK, "video/x-h264"), template(SRC, NVMM))

@@ -84,7 +84,7 @@ def _is_failure(message) -> bool:
 
 
 def canvas_pixels(page) -> np.ndarray:
-    """What is seen on the picture, uint8 [H, W, 3]."""
+    """The canvas as drawn, uint8 [H, W, 3]."""
     canvas = page.locator("#picture")
     width, height = canvas.evaluate("(canvas) => [canvas.width, canvas.height]")
     pixels = np.frombuffer(base64.b64decode(canvas.evaluate(_PIXELS)), np.uint8)
@@ -96,7 +96,7 @@ def colours_of(pixels: np.ndarray) -> set[tuple[int, ...]]:
 
 
 def class_colours(*names: str) -> list[tuple[int, ...]]:
-    """What the server gives these classes."""
+    """The server's colours of these classes."""
     return [tuple(colour) for colour in palette(names).tolist()]
 
 
@@ -116,7 +116,7 @@ def overflow(page) -> int:
 
 
 def accessibility_faults(page) -> str:
-    """What axe finds, as a text; empty if nothing."""
+    """Axe's findings as a text; empty if none."""
     from axe_playwright_python.sync_playwright import Axe
 
     results = Axe().run(page)
@@ -142,8 +142,8 @@ class ScriptedServer:
         self.sources = [source("camera", "running")]
         self.refuse_with: tuple[int, str] | None = None
         self.unknown: list[str] = []
-        self.refuse_pictures_with: int | None = None
-        self.pictures: list[bytes] = []
+        self.refuse_images_with: int | None = None
+        self.images: list[bytes] = []
         self.close_with: int | None = None
         self.is_mute = False
         self.socket, self.received, self.bodies, self.frames = None, [], [], 0
@@ -262,9 +262,9 @@ class ScriptedServer:
 
     def _label(self, route) -> None:
         """Label a picture with class 0 in its left half, class 1 in its right."""
-        self.pictures.append(route.request.post_data_buffer)
-        if self.refuse_pictures_with is not None:
-            route.fulfill(status=self.refuse_pictures_with, json={"error": "", "message": ""})
+        self.images.append(route.request.post_data_buffer)
+        if self.refuse_images_with is not None:
+            route.fulfill(status=self.refuse_images_with, json={"error": "", "message": ""})
             return
         body = self.frame(halves(0, 1), source="")
         route.fulfill(body=body, content_type="application/x-zsseg-frame")
@@ -282,7 +282,7 @@ class ScriptedServer:
 
 
 def source(name: str, state: str, error: str | None = None, **counts: int) -> dict:
-    """What the server tells about a source."""
+    """The server's state of a source."""
     numbers = {"captured": 9, "labelled": 8, "dropped": 1, "damaged": 0, "reconnects": 0, **counts}
     numbers.setdefault("given_out", numbers["labelled"])
     ages = {"p50": 12.0, "p95": 23.0, "p99": 31.0}

@@ -30,10 +30,10 @@ PATIENCE = 30.0  # seconds that a busy machine gets
 @contextlib.contextmanager
 def demo_server(source=SOURCE, *, config=None, settings=None, stream=None, **limits):
     """A running server on a free port, with the demo's bundle; ``stream`` are further options."""
-    chosen = {"port": 0, "limits": Limits(**limits), **(settings or {})}
+    fields = {"port": 0, "limits": Limits(**limits), **(settings or {})}
     with Engine(demo_bundle("scenes"), config or EngineConfig(device="cpu")) as engine:
         engine.set_classes(WORDS)
-        with LiveServer(engine, source, ServerSettings(**chosen), **(stream or {})) as server:
+        with LiveServer(engine, source, ServerSettings(**fields), **(stream or {})) as server:
             yield server
 
 
@@ -105,7 +105,7 @@ class Viewer:
         """The next frame; :meth:`acknowledge` it to get another."""
         return self._next(lambda message: isinstance(message, SeenFrame))
 
-    def told(self, kind):
+    def last(self, kind):
         """The last text of a kind that came."""
         return next(text for text in reversed(self.texts) if text["type"] == kind)
 

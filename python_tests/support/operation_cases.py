@@ -455,6 +455,6 @@ def outputs_for(name, device, values, case):
     dtype = case.dtypes.get("out")
     outputs = [device.poisoned(value.shape, dtype or value.dtype) for value in values]
     if name == "upsample_argmax_overlay":
-        labels, picture = tuple(outputs[:-1]), outputs[-1]
-        return {"out": labels if len(labels) > 1 else labels[0], "picture": picture}, outputs
+        labels, overlay = tuple(outputs[:-1]), outputs[-1]
+        return {"out": labels if len(labels) > 1 else labels[0], "picture": overlay}, outputs
     return {"out": tuple(outputs) if len(outputs) > 1 else outputs[0]}, outputs

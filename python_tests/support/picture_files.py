@@ -62,13 +62,13 @@ def tiff_of(samples, colours, *, order="<", big=False, planes=False, tile=0, zip
     body, rows, inline = b"".join(contents), b"", struct.calcsize(letter)
     for tag in sorted(tags):
         values = tags[tag]
-        held = values if isinstance(values, bytes) else struct.pack(
+        packed = values if isinstance(values, bytes) else struct.pack(
             f"{order}{len(values)}{letter}", *values
         )  # fmt: skip
         code = 2 if isinstance(values, bytes) else kind
-        if len(held) > inline:
-            held, body = struct.pack(order + letter, start + len(body)), body + held
-        rows += struct.pack(order + ("HHQ" if big else "HHI"), tag, code, len(values)) + held
+        if len(packed) > inline:
+            packed, body = struct.pack(order + letter, start + len(body)), body + packed
+        rows += struct.pack(order + ("HHQ" if big else "HHI"), tag, code, len(values)) + packed
     mark = b"II" if order == "<" else b"MM"
     head = struct.pack(order + ("HHHQ" if big else "HI"), *((43, 8, 0) if big else (42,)),
                        start + len(body))  # fmt: skip

@@ -54,11 +54,11 @@ class RtspCamera:
         assert self._process is None, "it runs"
         call = [sys.executable, str(SCRIPT), "--port", str(self.port), *self._options]
         self._process = subprocess.Popen(call, stdout=subprocess.PIPE, text=True)
-        self.port = int(self._told("ready"))
+        self.port = int(self._value_of("ready"))
 
-    def first_made(self) -> float:
+    def first_time(self) -> float:
         """When it made its first picture, in seconds; it makes none before somebody asks."""
-        return int(self._told("first")) / 1000
+        return int(self._value_of("first")) / 1000
 
     def kill(self) -> None:
         """A camera that loses its power."""
@@ -86,8 +86,8 @@ class RtspCamera:
         assert self._process is not None, "it does not run"
         os.kill(self._process.pid, number)
 
-    def _told(self, what: str) -> str:
-        """What stands behind a word in its next line."""
+    def _value_of(self, what: str) -> str:
+        """The value behind a word in its next line."""
         assert self._process is not None
         stream = self._process.stdout
         assert stream is not None

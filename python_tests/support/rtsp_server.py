@@ -36,7 +36,7 @@ ENCODERS = {
 ROLE = "viewer"
 
 
-def picture(milliseconds, width, height):
+def i420_image(milliseconds, width, height):
     """The bytes of an I420 picture that shows a time."""
     stamp = milliseconds % 2**40
     bits = stamp << 8 | sum(stamp.to_bytes(5, "big")) % 256
@@ -81,11 +81,11 @@ class Camera:
         caps, (width, height) = self.caps, self.sizes[0]
         if not source.get_property("caps").is_equal(caps):
             source.set_property("caps", caps)
-        made_at = time.monotonic_ns() // 1_000_000
+        now_ms = time.monotonic_ns() // 1_000_000
         if not self.has_begun:
-            print(f"first {made_at}", flush=True)
+            print(f"first {now_ms}", flush=True)
         self.has_begun = True
-        data = picture(made_at, width, height)
+        data = i420_image(now_ms, width, height)
         buffer = Gst.Buffer.new_allocate(None, len(data), None)  # wrapped bytes may be freed early
         buffer.fill(0, data)
         source.emit("push-buffer", buffer)

@@ -1,4 +1,4 @@
-"""What tests of streams share: readers without a clock, videos made on the spot."""
+"""Shared by tests of streams: readers without a clock, videos made on the spot."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ class Script:
                     continue
                 if isinstance(step, Exception):
                     raise step
-                given = step() if callable(step) else step
-                if isinstance(given, int) and not isinstance(given, bool):
-                    yield Picture(image=numbered(given), captured_at=0.0, clock="arrival",
-                                  pts_seconds=given / 1000)  # fmt: skip
-                elif isinstance(given, Picture):
-                    yield given
+                content = step() if callable(step) else step
+                if isinstance(content, int) and not isinstance(content, bool):
+                    yield Picture(image=numbered(content), captured_at=0.0, clock="arrival",
+                                  pts_seconds=content / 1000)  # fmt: skip
+                elif isinstance(content, Picture):
+                    yield content
         finally:
             self.closed.release()
 
@@ -114,16 +114,16 @@ def lose_and_find(uris, lose, cure, **patience) -> tuple[list[Frame], SourceStat
         frames += follow(stream, lambda: stream.stats()[name].reconnects == 1)
         back_at = stream.stats()[name].labelled
         frames += follow(stream, lambda: stream.stats()[name].labelled >= back_at + 3)
-        found = stream.stats()[name]
+        stats = stream.stats()[name]
     mine = [frame for frame in frames if frame.source == name]
     for older, newer in itertools.pairwise(mine):  # every index is there or counted as dropped
         assert newer.index == older.index + 1 + newer.dropped_before
-    assert (found.state, found.error) == ("running", None)
-    return mine, lost, found
+    assert (stats.state, stats.error) == ("running", None)
+    return mine, lost, stats
 
 
 def events(lines: list[str], name: str) -> list[str]:
-    """What the log says of a source: the first words of each line."""
+    """A source's events in the log: the first words of each line."""
     return [line.removeprefix(f"{name}: ").split(":")[0] for line in lines if name in line]
 
 
@@ -143,7 +143,7 @@ def number_of(image: np.ndarray) -> int:
 
 
 def write_video(
-    path: Path, pictures, *, rate: int = 10, gop: int = 4, codec="libx264", pix_fmt="yuv420p",
+    path: Path, images, *, rate: int = 10, gop: int = 4, codec="libx264", pix_fmt="yuv420p",
     **options: str,
 ) -> Path:  # fmt: skip
     """Write a video, in H.264 unless another codec is named; options are the codec's."""
@@ -151,14 +151,14 @@ def write_video(
 
     with av.open(str(path), "w") as container:
         stream = None
-        for picture in pictures:
+        for image in images:
             if stream is None:
                 if codec == "libx264":
                     options = {"preset": "ultrafast", **options}
                 stream = container.add_stream(codec, rate=rate, options=options)
-                stream.height, stream.width = picture.shape[:2]
+                stream.height, stream.width = image.shape[:2]
                 stream.pix_fmt, stream.gop_size = pix_fmt, gop
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode())
     return path
 
@@ -176,7 +176,7 @@ class MjpegServer:
     most = 1_000_000  # pictures of a connection
 
     def __init__(self, port: int = 0, *, status: int = 200, leads_to: str = "") -> None:
-        self.pictures = threading.Semaphore(0)
+        self.images = threading.Semaphore(0)
         self.gone = threading.Event()
         self.status, self.leads_to, self.requests = status, leads_to, 0
         self._sockets = []
@@ -206,7 +206,7 @@ class MjpegServer:
         request.end_headers()
         number = 0
         while self.status == 200 and number < self.most:
-            self.pictures.acquire()
+            self.images.acquire()
             if self.gone.is_set():
                 return
             jpeg = self.encode(number)
@@ -223,7 +223,7 @@ class MjpegServer:
 
     def stop(self) -> None:
         self.gone.set()
-        self.pictures.release(100)
+        self.images.release(100)
         self.server.shutdown()
         self.server.server_close()
         for connection in self._sockets:

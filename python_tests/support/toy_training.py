@@ -120,9 +120,9 @@ def losses_of(part):
     segments = Segments(logits.flatten(2)[:, :, : num_classes + 1], logits)
     targets = zegformer.class_masks(labels, num_classes)
     matches = zegformer.match_segments(segments, targets, zegformer.SegmentWeights())
-    made = zegformer.segment_losses(segments, targets, matches, no_object=0.1)
+    terms = zegformer.segment_losses(segments, targets, matches, no_object=0.1)
     pixels = (*losses.mask_losses(logits, labels), losses.cross_entropy(logits, labels))
-    return [term.item() for term in (*pixels, made["focal"], made["dice"])]
+    return [term.item() for term in (*pixels, terms["focal"], terms["dice"])]
 
 
 def work_in_two_processes(folder):

@@ -55,7 +55,7 @@ def request(frame: np.ndarray, class_names: list[str] | None = None) -> SimpleNa
 
 
 def arguments(folder: Path, kind: str = "CPU") -> dict[str, str]:
-    """What Triton says to a model: all strings, ``config.pbtxt`` as JSON."""
+    """Triton's arguments to a model: all strings, ``config.pbtxt`` as JSON."""
     return {
         "model_config": json.dumps(read_config(folder / "config.pbtxt")),
         "model_instance_kind": kind,
@@ -68,8 +68,8 @@ def arguments(folder: Path, kind: str = "CPU") -> dict[str, str]:
 def read_config(path: Path) -> dict:
     """The parts of a ``config.pbtxt`` that a model looks at, as Triton's JSON has them."""
     text = path.read_text(encoding="utf-8")
-    found = r'^parameters \{ key: "(\w+)"  value \{ string_value: ("(?:[^"\\]|\\.)*") \} \}$'
-    parameters = re.findall(found, text, re.MULTILINE)
+    pattern = r'^parameters \{ key: "(\w+)"  value \{ string_value: ("(?:[^"\\]|\\.)*") \} \}$'
+    parameters = re.findall(pattern, text, re.MULTILINE)
     outputs = text[text.index("\noutput [") : text.index("\ninstance_")]
     return {
         # The escapes that are written, of quotes and backslashes, mean the same in JSON.

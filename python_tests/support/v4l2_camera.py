@@ -34,20 +34,20 @@ def build_driver(folder: Path) -> Path:
 
 
 def run_with_camera(library: Path, function: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function of a test's file returns in a process that has the camera."""
+    """Run a function of a test's file in a process that has the camera; return its result."""
     code = (
         "import importlib, json, sys\n"
         "module, function, arguments = json.loads(sys.argv[1])\n"
         "result = getattr(importlib.import_module(module), function)(*arguments)\n"
         "print(json.dumps(result))\n"
     )
-    given = json.dumps([function.__module__, function.__name__, arguments])
+    call = json.dumps([function.__module__, function.__name__, arguments])
     folders = (Path(function.__code__.co_filename).parent, Path(__file__).parents[1])
     path = os.pathsep.join([*map(str, folders), os.environ.get("PYTHONPATH", "")]).rstrip(
         os.pathsep
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, given],
+        [sys.executable, "-c", code, call],
         env={**os.environ, "LD_PRELOAD": str(library), "PYTHONPATH": path},
         capture_output=True,
         text=True,

@@ -83,13 +83,13 @@ def test_misaligned_arrays_are_refused(operation, name, interface):
         run(**changed, **settings)
 
 
-@pytest.mark.parametrize("given", ["labels", "scores"])
-def test_misaligned_results_of_two_are_refused(given):
+@pytest.mark.parametrize("name", ["labels", "scores"])
+def test_misaligned_results_of_two_are_refused(name):
     logits = f4(1, 300, 2, 2)
     out = {"labels": as_type("u2", 1, 4, 4), "scores": f4(1, 4, 4)}
     ops.upsample_argmax(logits, (4, 4), with_scores=True, out=tuple(out.values()))
-    out[given] = misaligned(out[given])
-    with refused(ShapeError, given):
+    out[name] = misaligned(out[name])
+    with refused(ShapeError, name):
         ops.upsample_argmax(logits, (4, 4), with_scores=True, out=tuple(out.values()))
 
 

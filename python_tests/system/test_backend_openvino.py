@@ -31,8 +31,8 @@ def load(path, *, precision="float32", cache_dir=None, num_threads=1):
     return BACKEND.load(path, device="cpu", precision=precision, options=options).session()
 
 
-def choose(asked, held=("float32",)):
-    return BACKEND.choose(held, asked, device="cpu", allowed=("float16", "bfloat16", "float32"))
+def choose(asked, variants=("float32",)):
+    return BACKEND.choose(variants, asked, device="cpu", allowed=("float16", "bfloat16", "float32"))
 
 
 def check(session, factor=3.0):
@@ -145,17 +145,17 @@ def test_low_precision_or_an_error(graph, precision, flag):
 def test_a_cpu_without_bfloat16_computes_in_float32(graph, monkeypatch):
     stand_in(monkeypatch, "avx2", computes=True)
     assert load(graph, precision="auto").precision == "float32"
-    assert "CPU supports: FP32, INT8; precision auto is float32" in told_by_doctor()
+    assert "CPU supports: FP32, INT8; precision auto is float32" in doctor_line()
 
 
-def told_by_doctor():
-    return next(found.detail for found in examine() if found.topic == "OpenVINO")
+def doctor_line():
+    return next(finding.detail for finding in examine() if finding.topic == "OpenVINO")
 
 
 def test_auto_is_what_doctor_says(graph):
     session = load(graph, precision="auto")
     assert choose("auto").precision == session.precision
-    assert told_by_doctor().endswith(f"precision auto is {session.precision}")
+    assert doctor_line().endswith(f"precision auto is {session.precision}")
 
 
 def test_precision_is_read_back(graph, monkeypatch):

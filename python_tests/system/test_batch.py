@@ -47,8 +47,8 @@ def folder(tmp_path):
 
 def write_photo(path, name):
     path.parent.mkdir(exist_ok=True)
-    picture = np.full((24, 32, 3), COLOUR_WORDS[name][::-1], np.uint8)
-    path.write_bytes(cv2.imencode(".png", picture)[1].tobytes())
+    image = np.full((24, 32, 3), COLOUR_WORDS[name][::-1], np.uint8)
+    path.write_bytes(cv2.imencode(".png", image)[1].tobytes())
     return path
 
 
@@ -177,25 +177,25 @@ def test_lanes_for_photos():
 
 def test_overlays_as_jpeg(colour_bundle, many, tmp_path, capsys):
     arguments = ("segment", many / "03.png", "-b", colour_bundle, "--classes", "red,blue")
-    pictures = []
+    images = []
     for kind in ("png", "jpg"):
         out = tmp_path / kind
         assert run(*arguments, "-o", out, "--overlay-format", kind) == 0
         assert sorted(images_in(out)) == ["03.mask.png", f"03.overlay.{kind}"]
-        pictures.append(cv2.imread(str(out / f"03.overlay.{kind}")).astype(int))
-    assert np.abs(pictures[0] - pictures[1]).mean() < 8
+        images.append(cv2.imread(str(out / f"03.overlay.{kind}")).astype(int))
+    assert np.abs(images[0] - images[1]).mean() < 8
     assert run(*arguments, "-o", tmp_path / "png", "--overlay-format", "jpg", "--resume") == 0
     assert (tmp_path / "png" / "03.overlay.jpg").exists()
     assert run(*arguments, "--overlay-format", "gif") == 2
 
 
 def test_a_budget_is_never_exceeded():
-    budget, lock, held, most = Budget(10), threading.Lock(), [0], [0]
+    budget, lock, total, most = Budget(10), threading.Lock(), [0], [0]
 
     def change(by):
         with lock:
-            held[0] += by
-            most[0] = max(most[0], held[0])
+            total[0] += by
+            most[0] = max(most[0], total[0])
 
     def work(amount):
         for _ in range(200):
@@ -205,7 +205,7 @@ def test_a_budget_is_never_exceeded():
 
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(work, (1, 3, 4, 7, 10, 25), timeout=LIMIT))
-    assert (most[0] <= 10, held) == (True, [0])
+    assert (most[0] <= 10, total) == (True, [0])
 
 
 def test_finished_photos_are_not_done_again(engine, folder, tmp_path):

@@ -286,10 +286,10 @@ def test_names_stay_on_their_line_and_json_means_what_it_meant(text):
     shown, document = printable(text), json_text({text: [text]}, indent=1)
     assert json.loads(document) == {text: [text]}
     assert (shown == text) == (text in PLAIN)
-    for told in (shown, *document.split("\n")):
-        assert told.splitlines() == [told]
-        assert not {"Cc", "Zl", "Zp", "Cs"} & {unicodedata.category(c) for c in told}
-        assert not set("\u202e\u2066\ufeff") & set(told)
+    for line in (shown, *document.split("\n")):
+        assert line.splitlines() == [line]
+        assert not {"Cc", "Zl", "Zp", "Cs"} & {unicodedata.category(c) for c in line}
+        assert not set("\u202e\u2066\ufeff") & set(line)
 
 
 def test_tables_and_lines_of_the_log_escape_alike(capsys, monkeypatch):

@@ -43,7 +43,7 @@ def checkpoint(state_dict, tmp_path):
 
 
 def without_torch(architecture, *arguments):
-    """What an import in a process that has neither torch nor the package onnx prints."""
+    """Output of an import in a process that has neither torch nor the package onnx."""
     call = ["import-checkpoint", architecture, *map(str, arguments), "--precision", "float32"]
     program = (
         "import sys; sys.modules.update(torch=None, onnx=None)\n"
@@ -184,7 +184,7 @@ CLIP = tiny_zegformer.CLIP
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """What the authors publish: a checkpoint of training, and OpenAI's CLIP beside it.
+    """The authors' files: a checkpoint of training, and OpenAI's CLIP beside it.
 
     The query decoder has eight heads, as in every official model.
     """
@@ -216,11 +216,11 @@ def test_an_imported_zegformer_agrees_with_the_model(files, tmp_path):
     clip = load_clip(files / "ViT-B-16.pt", activation="quick_gelu")
     trained = torch.load(files / "model_final.pth", weights_only=True)["model"]
     model = from_official("zegformer", trained, clip=clip, seen_classes=(0, 2), calibration=0.2)
-    picture = tiny_zegformer.picture(96, 64)
+    image = tiny_zegformer.picture(96, 64)
     texts = [tiny_zegformer.text_features(salt) for salt in "ab"]
     with torch.inference_mode():
-        maps = model([picture], *texts, [(96, 64)]).sem_seg[0].numpy()
-    frame = np.ascontiguousarray(picture.numpy().transpose(1, 2, 0))
+        maps = model([image], *texts, [(96, 64)]).sem_seg[0].numpy()
+    frame = np.ascontiguousarray(image.numpy().transpose(1, 2, 0))
     with Engine(bundle, EngineConfig(device="cpu", precision="float32", use_cache=False)) as engine:
         engine.set_classes(NAMES, embeddings=np.stack([text.numpy() for text in texts]))
         labels = engine.segment(frame).labels

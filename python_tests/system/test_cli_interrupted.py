@@ -131,14 +131,14 @@ def test_an_interrupt_while_opencv_is_loaded_is_none_of_its_absence(tmp_path, mo
 
 def test_a_device_is_written_into_and_stays_one(tmp_path, photo, capsys):
     """To root, a rename over /dev/null is as good as any other."""
-    pipe, found = tmp_path / "pipe", []
+    pipe, texts = tmp_path / "pipe", []
     os.mkfifo(pipe)
-    reader = threading.Thread(target=lambda: found.append(pipe.read_bytes()))
+    reader = threading.Thread(target=lambda: texts.append(pipe.read_bytes()))
     reader.start()
     call = ["segment", photo, "--demo", "scenes", "-o", tmp_path / "out", "--json"]
     assert run(*call, pipe) == 0
     reader.join(LIMIT)
-    assert len(json.loads(found[0])["photos"]) == 1
+    assert len(json.loads(texts[0])["photos"]) == 1
     assert stat.S_ISFIFO(pipe.stat().st_mode)
     full = tmp_path / "full"
     full.symlink_to("/dev/full")  # so that a failure of this test does not take it away

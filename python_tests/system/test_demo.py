@@ -42,9 +42,9 @@ def test_the_photos_show_what_is_in_them(engine):
         "dog_walk": {"person", "dog"},
     }
     for photo in demo_photos("photos"):
-        found = shares(engine.segment(read_photo(photo)))
+        areas = shares(engine.segment(read_photo(photo)))
         stem = photo.rsplit("/", 1)[-1].split(".")[0]
-        assert {name for name, share in found.items() if share > 0.02} == expected[stem]
+        assert {name for name, share in areas.items() if share > 0.02} == expected[stem]
 
 
 def test_the_background_is_chosen_by_one_rule_at_every_door(engine, tmp_path):
@@ -58,10 +58,10 @@ def test_the_background_is_chosen_by_one_rule_at_every_door(engine, tmp_path):
     assert expected.background == ("background", *(t for t in THINGS if t not in names))
     assert engine.set_classes(names).phrases == expected.phrases
     labeller = Labeller(engine, Limits())
-    for given in ({}, {"background": "auto"}):
-        new = NewVocabulary.model_validate({"classes": names, **given})
-        told = labeller.describe(labeller.set_classes(new.classes, new.background))
-        assert (tuple(told["background"]), told["auto_background"]) == (expected.background, True)
+    for fields in ({}, {"background": "auto"}):
+        new = NewVocabulary.model_validate({"classes": names, **fields})
+        state = labeller.describe(labeller.set_classes(new.classes, new.background))
+        assert (tuple(state["background"]), state["auto_background"]) == (expected.background, True)
     report = tmp_path / "r.json"
     call = ["segment", demo_photos()[2], "--demo", "--classes", ",".join(names)]
     assert main([*call, "-o", str(tmp_path), "--json", str(report)]) == 0
@@ -77,9 +77,9 @@ def test_the_background_is_chosen_by_one_rule_at_every_door(engine, tmp_path):
 
 
 def test_a_class_takes_over_what_it_means(engine):
-    given = engine.set_classes(["motorbikes", "sheep"], background=["Sheep", "motorcycle", "cat"])
-    assert given.background == ("cat",)
-    assert not given.auto_background
+    vocab = engine.set_classes(["motorbikes", "sheep"], background=["Sheep", "motorcycle", "cat"])
+    assert vocab.background == ("cat",)
+    assert not vocab.auto_background
     road = engine.set_classes(["road", "car"])
     assert road.background == tuple(thing for thing in THINGS if thing != "car")
     assert "'road' (as background, all else)" in road.remarks[0]

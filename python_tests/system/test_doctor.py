@@ -14,7 +14,7 @@ from zsseg_rt.doctor import examine
 
 
 def finding(topic):
-    return next(found for found in examine() if found.topic == topic)
+    return next(line for line in examine() if line.topic == topic)
 
 
 @pytest.mark.parametrize("name", ["DEVICE", "BACKEND", "TENSORRT", "RTSP_LIBRARY"])
@@ -22,11 +22,11 @@ def test_a_wrong_variable_is_a_finding(monkeypatch, name):
     other = "RTSP_LIBRARY" if name == "TENSORRT" else "TENSORRT"
     for wrong in (name, other):  # all are named at once
         monkeypatch.setenv(f"ZSSEG_{wrong}", "abacus")
-    found = finding("environment")
-    assert found.status == "bad"
-    assert f"ZSSEG_{name}: expected" in found.detail
-    assert found.detail.count("'abacus'") == 2
-    assert found.remedy
+    line = finding("environment")
+    assert line.status == "bad"
+    assert f"ZSSEG_{name}: expected" in line.detail
+    assert line.detail.count("'abacus'") == 2
+    assert line.remedy
 
 
 def test_packages_for_streams_are_told(monkeypatch):
@@ -109,8 +109,8 @@ def test_variables_that_are_set_are_shown_and_empty_ones_count_as_unset(monkeypa
     monkeypatch.setenv("ZSSEG_BACKEND", "")
     for name in ("TENSORRT", "RTSP_LIBRARY"):
         monkeypatch.delenv(f"ZSSEG_{name}", raising=False)
-    found = finding("environment")
-    assert (found.status, found.detail) == ("ok", "ZSSEG_DEVICE=cpu")
+    line = finding("environment")
+    assert (line.status, line.detail) == ("ok", "ZSSEG_DEVICE=cpu")
 
 
 def test_a_wrong_instruction_set_leaves_the_rest_of_the_report(tmp_path):
@@ -120,7 +120,7 @@ def test_a_wrong_instruction_set_leaves_the_rest_of_the_report(tmp_path):
     run = python("-m", "zsseg_rt", "doctor", "--json", report, more_env=wrong)
     assert run.returncode == 4, run.stderr
     assert "ZSSEG_CPU_ISA" in run.stdout
-    findings = {found["topic"]: found for found in json.loads(report.read_text())["findings"]}
+    findings = {line["topic"]: line for line in json.loads(report.read_text())["findings"]}
     assert findings["native core"]["status"] == "bad"
     assert "got 'abacus'" in findings["native core"]["detail"]
     assert "Unset ZSSEG_CPU_ISA" in findings["native core"]["remedy"]
@@ -140,7 +140,7 @@ def test_any_cache_folder_gets_a_line(tmp_path, monkeypatch, home, below, status
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     monkeypatch.setenv("ZSSEG_HOME", os.fsdecode(os.fsencode(tmp_path / home) + below))
-    found = finding("cache")
-    assert found.status == status
-    assert found.detail.encode()
-    assert status == "ok" or "Set ZSSEG_HOME" in found.remedy
+    line = finding("cache")
+    assert line.status == status
+    assert line.detail.encode()
+    assert status == "ok" or "Set ZSSEG_HOME" in line.remedy

@@ -43,7 +43,7 @@ NEEDS_A_SERVER = {"triton_latency"}
 
 
 def run(folder, *calls):
-    """What examples print, one after the other in a process without torch."""
+    """Output of examples, one after the other in a process without torch."""
     calls = ["|".join(map(str, (EXAMPLES / f"{name}.py", *rest))) for name, *rest in calls]
     place = {"ZSSEG_HOME": str(folder / "home")}
     done = python("-c", WITHOUT_TORCH, *calls, cwd=folder, more_env=place)
@@ -152,7 +152,7 @@ class Ros:
         return SimpleNamespace(value=self.overrides.get(name, default))
 
     def create_publisher(self, kind, topic, qos):
-        return SimpleNamespace(publish=lambda made: self.published.append((topic, made)))
+        return SimpleNamespace(publish=lambda message: self.published.append((topic, message)))
 
     def create_subscription(self, kind, topic, callback, qos):
         self.callbacks[topic] = callback
@@ -180,8 +180,8 @@ def test_ros2_node_labels_and_renames(monkeypatch):
     rows = np.zeros((40, 3 * 60 + 5), np.uint8)  # rows may be padded
     image = Ros(header="h", height=40, width=60, step=185, data=rows.tobytes(), encoding="bgr8")
     node.callbacks["image"](image)
-    topic, made = node.published[-1]
-    assert (topic, made.header, made.encoding, len(made.data)) == ("labels", "h", "mono8", 2400)
+    topic, mask = node.published[-1]
+    assert (topic, mask.header, mask.encoding, len(mask.data)) == ("labels", "h", "mono8", 2400)
     rename = node.callbacks["parameters"]
     assert rename([SimpleNamespace(name="classes", value="cat, bus")]).successful
     assert json.loads(node.published[-1][1].data)["names"] == ["cat", "bus"]

@@ -59,13 +59,13 @@ def fetched(tmp_path_factory):
 
 
 def by_hand(home):
-    """What finds a weights file without asking a hub."""
+    """A finder of weights files that asks no hub."""
 
-    def find(chosen, _):
+    def find(entry, _):
         path = home / "weights" / FILE
         path.parent.mkdir()
         path.write_bytes(weights_file())
-        return [bundles.Checkpoint(path=path, origin=f"{chosen.repository} {FILE}", ours=False)]
+        return [bundles.Checkpoint(path=path, origin=f"{entry.repository} {FILE}", ours=False)]
 
     return find
 
@@ -133,16 +133,16 @@ def test_another_input_size_is_a_bundle_with_a_name_of_its_own(home, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("asked", "told"),
+    ("asked", "message"),
     [
         ("sfp-b16 --size 300", "Inputs: --size 224, 336, 448"),
         ("cat-seg-b16 --size 224", "Inputs: --size 224, 336, 448"),
         ("naclip-b61", "Did you mean 'naclip-b16'? Known names: sfp-b16,"),
     ],
 )
-def test_what_cannot_be_fetched_is_refused_before_anything_is_done(home, capsys, asked, told):
+def test_what_cannot_be_fetched_is_refused_before_anything_is_done(home, capsys, asked, message):
     assert run("fetch", *asked.split()) == EXIT_USAGE
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not home.exists()
     with refused(ArgumentError, "name"):
         fetch_bundle("nothing")
@@ -193,8 +193,8 @@ def test_an_interrupted_export_leaves_no_bundle(home, monkeypatch, capsys):
     monkeypatch.setattr(bundles, "find_checkpoints", by_hand(home))
     monkeypatch.setattr("zsseg_rt.export.bundle_writer.save_graphs", interrupted)
     assert run("fetch", "tiny-set") == EXIT_FAILURE
-    told = capsys.readouterr().err
-    assert told.startswith("zsseg-rt: interrupted; what was downloaded is kept")
+    printed = capsys.readouterr().err
+    assert printed.startswith("zsseg-rt: interrupted; what was downloaded is kept")
     assert list((home / "bundles").iterdir()) == []
 
 
@@ -208,19 +208,19 @@ def test_cat_seg_is_made_of_its_file_and_profiled(home, tmp_path, monkeypatch):
     sizes = golden_cat_seg.TINY | {"v_layers": 9}
     weights = tiny.rule_state_dict(golden_cat_seg.official_shapes(sizes))
     count = sum(value.numel() for key, value in weights.items() if "logit_scale" not in key)
-    chosen = SETS["cat-seg-b16"]
-    monkeypatch.setitem(SETS, chosen.name, replace(chosen, num_parameters=count))
+    entry = SETS["cat-seg-b16"]
+    monkeypatch.setitem(SETS, entry.name, replace(entry, num_parameters=count))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    folder = checkpoint_folder(chosen.repository)
+    folder = checkpoint_folder(entry.repository)
     folder.mkdir(parents=True)
     torch.save({"model": weights}, folder / "model_base.pth")
-    bundle = Bundle.load(fetch_bundle(chosen.name))
-    assert (bundle.family, bundle.licence) == ("aggregation", chosen.licence)
+    bundle = Bundle.load(fetch_bundle(entry.name))
+    assert (bundle.family, bundle.licence) == ("aggregation", entry.licence)
     assert bundle.text.space.startswith("CAT-Seg")
     report = tmp_path / "report.json"
     names = ",".join(f"c{index}" for index in range(40))
     asked = ("--classes", names, "--max-duration", "1", "--json", report)
-    assert run("profile", chosen.name, *asked, "--device", "cpu") == EXIT_OK
+    assert run("profile", entry.name, *asked, "--device", "cpu") == EXIT_OK
     assert {"head_1", "head_2", "head_3"} <= set(report.read_text().split('"'))
 
 
@@ -231,24 +231,24 @@ def test_tips_is_made_of_its_three_files(home, monkeypatch):
 
     vision, text = golden_tips.vision(), golden_tips.text()
     count = sum(value.size for tower in (vision, text) for value in tower.values())
-    chosen = replace(SETS["tipsv2-b14"], num_parameters=count, size=56)
-    monkeypatch.setitem(SETS, chosen.name, chosen)
+    entry = replace(SETS["tipsv2-b14"], num_parameters=count, size=56)
+    monkeypatch.setitem(SETS, entry.name, entry)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    folder = checkpoint_folder(chosen.repository)
+    folder = checkpoint_folder(entry.repository)
     folder.mkdir(parents=True)
     np.savez(folder / "tips_v2_oss_b14_vision.npz", **vision)
     np.savez(folder / "tips_v2_oss_b14_text.npz", **text)
     (folder / "tokenizer.model").write_bytes(golden_tips.pieces())
-    with Engine(fetch_bundle(chosen.name), EngineConfig(device="cpu", use_cache=False)) as engine:
-        assert engine.bundle.licence == chosen.licence
+    with Engine(fetch_bundle(entry.name), EngineConfig(device="cpu", use_cache=False)) as engine:
+        assert engine.bundle.licence == entry.licence
         assert engine.bundle.text.space == "TIPSv2 B/14"
         assert engine.bundle.text.tokenizer.file == "tokenizer.model"
         engine.set_classes(["road", "sky"])
         assert engine.segment(np.zeros((32, 48, 3), np.uint8)).labels.shape == (32, 48)
-    wrong = replace(chosen, num_parameters=2 * count)
-    monkeypatch.setitem(SETS, chosen.name, wrong)
+    wrong = replace(entry, num_parameters=2 * count)
+    monkeypatch.setitem(SETS, entry.name, wrong)
     with refused(FetchError, None, "tips_v2_oss_b14_vision.npz"):
-        fetch_bundle(chosen.name, overwrite=True)
+        fetch_bundle(entry.name, overwrite=True)
 
 
 @pytest.fixture
@@ -263,8 +263,8 @@ def child_environment(home):
     }
 
 
-def call_of(chosen, *arguments):
-    return ["-c", CHILD, json.dumps(asdict(chosen)), *arguments]
+def call_of(entry, *arguments):
+    return ["-c", CHILD, json.dumps(asdict(entry)), *arguments]
 
 
 def wait_until(condition, child, seconds=200.0):
@@ -326,21 +326,21 @@ def test_siglip_goes_from_the_hub_to_labels_without_torch(home, child_environmen
 
     from support.golden_encoders import gemma_model, open_clips, towers
 
-    given = open_clips(towers(shared_dir, "siglip_small_public.npz", "")[2], "siglip")
+    weights = open_clips(towers(shared_dir, "siglip_small_public.npz", "")[2], "siglip")
     unused = ("logit_scale", "logit_bias", "visual.trunk.head.bias")
-    count = sum(value.size for key, value in given.items() if key not in unused)
+    count = sum(value.size for key, value in weights.items() if key not in unused)
     own = {"num_parameters": count, "revision": "main", "sha256": {}, "size": 96}
-    chosen = replace(SETS["siglip2-b16"], **own)
-    contents = [save({k: np.ascontiguousarray(v) for k, v in given.items()})]
+    entry = replace(SETS["siglip2-b16"], **own)
+    contents = [save({k: np.ascontiguousarray(v) for k, v in weights.items()})]
     contents.append(json.dumps({"model": gemma_model()[1]}).encode())
     with serve_hub() as hub:
-        for file, content in zip(chosen.files, contents, strict=True):
-            hub.files[f"{chosen.repository}/{file}"] = content
+        for file, content in zip(entry.files, contents, strict=True):
+            hub.files[f"{entry.repository}/{file}"] = content
         environment = {**child_environment, "HF_ENDPOINT": hub.endpoint}
-        done = python(*call_of(chosen, "fetch", chosen.name), env=environment)
+        done = python(*call_of(entry, "fetch", entry.name), env=environment)
     assert done.returncode == EXIT_OK, done.stderr
-    with Engine(chosen.name, EngineConfig(device="cpu", use_cache=False)) as engine:
-        assert engine.bundle.licence == chosen.licence
+    with Engine(entry.name, EngineConfig(device="cpu", use_cache=False)) as engine:
+        assert engine.bundle.licence == entry.licence
         assert engine.bundle.preprocess.size_hw == (96, 96)
         engine.set_classes(["gata", "犬"])
         assert engine.segment(np.zeros((32, 48, 3), np.uint8)).labels.shape == (32, 48)
@@ -371,8 +371,8 @@ def left_behind():
 
 
 def partial_file():
-    (found,) = folder().glob("*.partial")
-    return found
+    (path,) = folder().glob("*.partial")
+    return path
 
 
 def failed(match, *, in_one_line=True, **pins):
@@ -389,11 +389,11 @@ def is_whole():
 
 def test_the_file_comes_whole_and_is_told_beforehand(hub):
     heard, size = Heard(), len(weights_file())
-    found = find(heard)
-    assert found.path == folder() / FILE
-    assert found.path.read_bytes() == weights_file()
-    assert found.ours
-    assert COMMIT[:12] in found.origin
+    checkpoint = find(heard)
+    assert checkpoint.path == folder() / FILE
+    assert checkpoint.path.read_bytes() == weights_file()
+    assert checkpoint.ours
+    assert COMMIT[:12] in checkpoint.origin
     (line,) = heard.lines
     for part in (f"{hub.endpoint}/{REPOSITORY}/resolve/main/{FILE}", f"{size} bytes", "licence"):
         assert part in line
@@ -545,9 +545,9 @@ def test_the_hugging_face_cache_is_used_where_it_is_sound(hub, tmp_path, sound):
     blob.write_bytes(weights_file() if sound else weights_file()[:-1])
     (repository / "snapshots" / COMMIT / FILE).symlink_to(f"../../blobs/{blob.name}")
     heard = Heard()
-    found = find(heard)
-    assert found.path.resolve() == (blob.resolve() if sound else folder() / FILE)
-    assert found.ours != sound
+    checkpoint = find(heard)
+    assert checkpoint.path.resolve() == (blob.resolve() if sound else folder() / FILE)
+    assert checkpoint.ours != sound
     assert bool(hub.requests) != sound
     assert sound or "is damaged and not used" in heard.lines[0]
 
@@ -579,19 +579,19 @@ def plain_set(hub):
 
 def test_all_files_come_from_a_plain_address(hub, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_of_the_hub_alone")
-    chosen, heard = plain_set(hub), Heard()
+    entry, heard = plain_set(hub), Heard()
     hub.cut_after = [100_000]  # a broken download goes on
-    found = find_checkpoints(chosen, heard)
-    assert [one.path.read_bytes() for one in found] == list(hub.plain.values())
-    assert [one.path.name for one in found] == ["vision.npz", "pieces.model"]
-    assert {one.path.parent for one in found} == {checkpoint_folder(chosen.repository)}
-    assert not found[0].path.parent.name.startswith("http")
-    assert all(one.ours for one in found)
+    checkpoints = find_checkpoints(entry, heard)
+    assert [one.path.read_bytes() for one in checkpoints] == list(hub.plain.values())
+    assert [one.path.name for one in checkpoints] == ["vision.npz", "pieces.model"]
+    assert {one.path.parent for one in checkpoints} == {checkpoint_folder(entry.repository)}
+    assert not checkpoints[0].path.parent.name.startswith("http")
+    assert all(one.ours for one in checkpoints)
     assert f"{hub.endpoint}/data/v2/vision.npz (300000 bytes" in heard.lines[0]
     assert set(hub.logins) == {None}
     assert any(wanted for _, _, wanted in hub.requests)
     hub.requests.clear()
-    find_checkpoints(chosen, heard)
+    find_checkpoints(entry, heard)
     assert hub.requests == []
 
 

@@ -43,8 +43,8 @@ def test_one_command_trains_exports_and_draws(tmp_path, monkeypatch, capsys):
     run = Path("runs") / "demo"
     assert (run / "checkpoints" / "step-00000002.pt").is_file()
     assert f"bundle: {run / 'demo.zsseg'}" in out
-    picture = cv2.imread(str(run / "labelled.png"))
-    assert picture.shape == (2 * 2 * 128, 2 * 3 * 128, 3)  # two scenes, three sides, doubled
+    image = cv2.imread(str(run / "labelled.png"))
+    assert image.shape == (2 * 2 * 128, 2 * 3 * 128, 3)  # two scenes, three sides, doubled
     assert "gives one class" not in err
     bundle = Bundle.load(run / "demo.zsseg")
     assert "fuzzy" in bundle.text.words
@@ -57,11 +57,11 @@ def test_one_command_trains_exports_and_draws(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"), [(["--demo", "--config", "demo"], "got both"), ([], "got neither")]
+    ("arguments", "message"), [(["--demo", "--config", "demo"], "got both"), ([], "got neither")]
 )
-def test_demo_and_config_exclude_each_other(arguments, told, capsys):
+def test_demo_and_config_exclude_each_other(arguments, message, capsys):
     assert main(["train", *arguments]) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_the_clip_that_ships_knows_its_world():
@@ -104,8 +104,8 @@ def test_export_remarks_on_a_model_of_one_class(tmp_path, caplog):
     measured = train(config).metrics["top class"]
     assert 0 < measured <= 100
     path = tmp_path / "run" / "evaluations.json"
-    found = json.loads(path.read_text())
-    found["evaluations"]["2"]["top class"] = 99.5
-    path.write_text(json.dumps(found))
+    report = json.loads(path.read_text())
+    report["evaluations"]["2"]["top class"] = 99.5
+    path.write_text(json.dumps(report))
     export_trained(tmp_path / "run", tmp_path / "a.zsseg", precisions=("float32",))
     assert "gives one class 99.5 % of the pixels of its evaluation" in caplog.text

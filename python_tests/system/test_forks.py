@@ -65,13 +65,13 @@ def test_the_error_names_the_fork_on_a_gpu_too(device):
     refuse_gpu_after_fork("cuda:0")
     reader, writer = os.pipe()
     if os.fork() == 0:
-        told = []
+        errors = []
         for refuse in (process.require, lambda: refuse_gpu_after_fork("auto")):
             try:
                 refuse()
             except (EngineStateError, DeviceError) as exc:
-                told.append(str(exc))
-        os.write(writer, "\n".join(told).encode())
+                errors.append(str(exc))
+        os.write(writer, "\n".join(errors).encode())
         os._exit(0)
     os.wait()
     own, *opening = os.read(reader, 4096).decode().splitlines()

@@ -1,4 +1,4 @@
-"""What import-linter's contracts (pyproject.toml) cannot see: what is loaded, how long things are.
+"""Rules that import-linter's contracts (pyproject.toml) cannot see: modules loaded, lengths.
 
 Who may import whom is checked by ``lint-imports``, which tools/test.sh runs.
 """
@@ -88,8 +88,8 @@ def too_long():
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 first = node.body[0] if ast.get_docstring(node) else None
-                told = first.end_lineno - first.lineno + 1 if first else 0
-                if node.end_lineno - node.lineno + 1 - told > LONGEST_FUNCTION:
+                doc = first.end_lineno - first.lineno + 1 if first else 0
+                if node.end_lineno - node.lineno + 1 - doc > LONGEST_FUNCTION:
                     yield node.name
 
 
@@ -99,8 +99,8 @@ def test_functions_and_files_stay_short():
 
 def test_only_operations_import_the_compiled_core():
     pattern = re.compile(r"import _C\b|zsseg_rt\._C import")
-    found = [path for path in PACKAGE.rglob("*.py") if pattern.search(path.read_text())]
-    assert {path.parent.name for path in found} == {"ops"}
+    paths = [path for path in PACKAGE.rglob("*.py") if pattern.search(path.read_text())]
+    assert {path.parent.name for path in paths} == {"ops"}
 
 
 def test_the_root_is_the_face():

@@ -70,12 +70,12 @@ def test_the_doctor_tells_all_of_them(broken, tmp_path):
                cwd=tmp_path)  # fmt: skip
     assert done.returncode == 4, done.stderr
     findings = json.loads((tmp_path / "r.json").read_text())["findings"]
-    told = {found["topic"]: found for found in findings}
+    by_topic = {line["topic"]: line for line in findings}
     topics = {"cv2": "OpenCV", "openvino": "OpenVINO", "av": "PyAV", "gi": "GStreamer"}
     for package, topic in topics.items():
         reason, cure = BROKEN[package]
-        assert reason in told[topic]["detail"]
-        assert cure in told[topic]["remedy"]
+        assert reason in by_topic[topic]["detail"]
+        assert cure in by_topic[topic]["remedy"]
 
 
 NAMELESS = """
@@ -105,8 +105,8 @@ USE_CORE = "from zsseg_rt import ops; print(ops.cpu_isa(), ops.__file__)"
 def packages(tmp_path_factory):
     """A folder with every installed package but ours, which may be installed editable."""
     folder = tmp_path_factory.mktemp("packages")
-    for found in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
-        for entry in Path(found).iterdir():
+    for site in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
+        for entry in Path(site).iterdir():
             if "zsseg_rt" not in entry.name and entry.suffix != ".pth":
                 (folder / entry.name).symlink_to(entry)
     return folder
@@ -125,7 +125,7 @@ def checkout(tmp_path):
 
 @pytest.fixture
 def site(tmp_path):
-    """What ``pip install .`` leaves in site-packages, as far as the core is concerned."""
+    """Site-packages after ``pip install .``, as far as the core is concerned."""
     folder = tmp_path / "site"
     (folder / "zsseg_rt").mkdir(parents=True)
     (folder / "zsseg_rt" / CORE.name).symlink_to(CORE)

@@ -26,18 +26,18 @@ HEIGHT, WIDTH = 24, 40  # of pictures: red on the left, blue on the right, if no
 
 def halves(left: str, right: str, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
     """A picture of two colours, uint8 RGB [height, width, 3]."""
-    picture = np.empty((height, width, 3), np.uint8)
-    picture[:, : width // 2], picture[:, width // 2 :] = COLOUR_WORDS[left], COLOUR_WORDS[right]
-    return picture
+    image = np.empty((height, width, 3), np.uint8)
+    image[:, : width // 2], image[:, width // 2 :] = COLOUR_WORDS[left], COLOUR_WORDS[right]
+    return image
 
 
 def saved(
-    kind: str, mode: str = "RGB", *, picture: np.ndarray | None = None, **options: Any
+    kind: str, mode: str = "RGB", *, pixels: np.ndarray | None = None, **options: Any
 ) -> bytes:
     """A picture as Pillow writes it."""
     from PIL import Image
 
-    image = Image.fromarray(halves("red", "blue") if picture is None else picture)
+    image = Image.fromarray(halves("red", "blue") if pixels is None else pixels)
     content = io.BytesIO()
     image.convert(mode).save(content, kind, **options)
     return content.getvalue()
@@ -56,7 +56,7 @@ def frames(kind: str) -> bytes:
 
 def thumbnailed(data: bytes) -> bytes:
     """A JPEG that holds another, whole one in its EXIF segment, as cameras' files do."""
-    inner = b"Exif\0\0" + saved("JPEG", picture=halves("red", "blue", 8, 8))
+    inner = b"Exif\0\0" + saved("JPEG", pixels=halves("red", "blue", 8, 8))
     return data[:2] + b"\xff\xe1" + struct.pack(">H", len(inner) + 2) + inner + data[2:]
 
 
@@ -98,12 +98,12 @@ def refused(name: str, data: bytes | Callable[[Path], None], message: str) -> Ph
 
 
 def strip(colours: tuple[str, str], height: int, width: int) -> bytes:
-    return saved("PNG", picture=halves(*colours, height, width))
+    return saved("PNG", pixels=halves(*colours, height, width))
 
 
 PHOTOS = {
     "png with a palette": Photo("p.png", saved("PNG", "P")),
-    "grey png with alpha": Photo("la.png", saved("PNG", "LA", picture=WHITE_BLACK), GREY),
+    "grey png with alpha": Photo("la.png", saved("PNG", "LA", pixels=WHITE_BLACK), GREY),
     "animated png": Photo("moving.png", frames("PNG")),
     "cmyk jpeg": Photo("cmyk.jpg", saved("JPEG", "CMYK", quality=95)),
     "jpeg with a thumbnail": Photo("thumb.jpg", thumbnailed(JPEG)),
@@ -114,7 +114,7 @@ PHOTOS = {
     "1x1": Photo("dot.png", strip(("blue", "blue"), 1, 1), ("blue",), (1, 1)),
     "1x5000": Photo("line.png", strip(COLOURED, 1, 5000), COLOURED, (1, 5000)),
     "20000x2": Photo("pole.png", strip(COLOURED, 20000, 2), COLOURED, (20000, 2)),
-    "cut png": refused("cut.png", saved("PNG", picture=LARGE)[:-300], "image file"),
+    "cut png": refused("cut.png", saved("PNG", pixels=LARGE)[:-300], "image file"),
     "text": refused("text.jpg", b"no picture, " * 30, "in no known image format"),
     "reading fails": refused("mem.png", link_to("/proc/self/mem"), "cannot be read: Input/output"),
     "link": Photo("link.png", link_to("p.bmp")),

@@ -69,10 +69,10 @@ def test_the_interface_is_what_onnx_reads(tmp_path, kind, shape):
 
 @pytest.mark.parametrize("opset", OPSETS)
 def test_operators_take_what_their_schemas_say(opset):
-    known = {name for name, row in OPERATORS.items() if row.inputs(opset)}
-    assert known <= NAMES
-    assert len(known) >= 85
-    for name in known:
+    names = {name for name, row in OPERATORS.items() if row.inputs(opset)}
+    assert names <= NAMES
+    assert len(names) >= 85
+    for name in names:
         schema = onnx.defs.get_schema(name, opset)
         fewest, most = OPERATORS[name].inputs(opset)
         assert not schema.deprecated
@@ -89,9 +89,9 @@ def test_operators_take_what_their_schemas_say(opset):
 def test_attributes_are_those_of_the_schemas():
     for name, row in OPERATORS.items():
         schemas = [onnx.defs.get_schema(name, opset) for opset in OPSETS if row.inputs(opset)]
-        known = {attribute for schema in schemas for attribute in schema.attributes}
+        allowed = {attribute for schema in schemas for attribute in schema.attributes}
         needed = {a.name for schema in schemas for a in schema.attributes.values() if a.required}
-        assert needed <= row.attributes <= known, name
+        assert needed <= row.attributes <= allowed, name
 
 
 @pytest.mark.parametrize("kind", [FLOAT, TensorProto.FLOAT16, INT64, TensorProto.INT8, 9, 11, 13])
@@ -200,12 +200,12 @@ def change(model, statement):
     def node(kind, inputs, outputs, **attributes):
         graph.node.append(helper.make_node(kind, inputs, outputs, "big", **attributes))
 
-    def add(kind, inputs=(), out="big", **given):
-        constants = {name: given.pop(name) for name in "nabc" if name in given}
+    def add(kind, inputs=(), out="big", **attributes):
+        constants = {name: attributes.pop(name) for name in "nabc" if name in attributes}
         for name, values in constants.items():
             array = np.array(values, np.float32 if float("inf") in np.ravel(values) else np.int64)
             graph.initializer.append(numpy_helper.from_array(array, name))
-        node(kind, [*inputs, *constants], [out], **given)
+        node(kind, [*inputs, *constants], [out], **attributes)
 
     def outside():
         tensor = numpy_helper.from_array(np.ones(2))

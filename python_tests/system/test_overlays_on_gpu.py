@@ -31,15 +31,15 @@ def labelled(kind, order, seed=0, *, fetches=None, size=SIZE, source="cam"):
     """A result whose frame is on the GPU; its picture for the CPU notes that it was asked for."""
     rng = np.random.default_rng(seed)
     if kind == "whole pixels":
-        given = ops.DeviceArray.from_numpy(rng.integers(0, 256, (*size, 3), np.uint8), 0)
-        make = given.numpy
+        on_gpu = ops.DeviceArray.from_numpy(rng.integers(0, 256, (*size, 3), np.uint8), 0)
+        make = on_gpu.numpy
     else:
         shapes = (size, (size[0] // 2, size[1] // 2, 2))
         planes = [rng.integers(0, 256, shape, np.uint8) for shape in shapes]
-        given = Nv12Frame(*(ops.DeviceArray.from_numpy(plane, 0) for plane in planes), kind)
+        on_gpu = Nv12Frame(*(ops.DeviceArray.from_numpy(plane, 0) for plane in planes), kind)
 
         def make():
-            return host_picture(given, order)
+            return host_picture(on_gpu, order)
 
     def image():
         (fetches if fetches is not None else []).append(seed)
@@ -53,7 +53,7 @@ def labelled(kind, order, seed=0, *, fetches=None, size=SIZE, source="cam"):
         captured_at=0.1 * seed,
         clock="arrival",
         image=image,
-        on_gpu=given,
+        on_gpu=on_gpu,
     )
     return Segmentation(
         labels=labels, names=("road", "sky", "tree"), vocabulary_version=1, frame=frame
@@ -78,13 +78,13 @@ def test_the_picture_is_the_cpu_s_and_alone_is_fetched(kind, order):
     settings = {"channel_order": order, "alpha": 0.4, "legend": True}
     on_gpu, on_cpu = Painter(**settings), Painter(**settings)
     segs = [labelled(kind, order, seed, fetches=fetches) for seed in range(3)]
-    found = [painted(on_gpu, segs[0])]
+    images = [painted(on_gpu, segs[0])]
     before = counts()
-    found += [painted(on_gpu, seg) for seg in segs[1:]]
+    images += [painted(on_gpu, seg) for seg in segs[1:]]
     copies = counts()["copies_to_host"] - before["copies_to_host"]
     assert (copies, fetches, on_gpu.painted) == (2, [], "gpu")
-    for seg, picture in zip(segs, found, strict=True):
-        np.testing.assert_array_equal(picture, painted(on_cpu, on_the_cpu(seg)))
+    for seg, image in zip(segs, images, strict=True):
+        np.testing.assert_array_equal(image, painted(on_cpu, on_the_cpu(seg)))
     assert on_cpu.painted == "cpu"
 
 
@@ -97,11 +97,11 @@ def test_a_gpu_that_fails_is_left_once(monkeypatch, caplog):
         raise CudaError("out of memory")
 
     monkeypatch.setattr(painting.core.DeviceArray, "from_numpy", fail)
-    found = [painted(painter, seg) for seg in segs[1:]]
+    images = [painted(painter, seg) for seg in segs[1:]]
     monkeypatch.undo()
-    for seg, picture in zip(segs, [first, *found], strict=True):
+    for seg, image in zip(segs, [first, *images], strict=True):
         expected = painted(Painter(channel_order="rgb", alpha=0.4), on_the_cpu(seg))
-        np.testing.assert_array_equal(picture, expected)
+        np.testing.assert_array_equal(image, expected)
     assert painter.painted == "cpu"
     assert [r.message for r in caplog.records if "CPU from now on" in r.message] == [
         "overlays are painted on the CPU from now on: out of memory"

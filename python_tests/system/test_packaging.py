@@ -63,10 +63,10 @@ def unpacked(tmp_path_factory):
 
 
 def test_sdist_holds_what_a_build_needs(unpacked):
-    held = files_in(unpacked)
-    assert tracked(*IN_SDIST) - held == set()
-    made = {name for name in held if name.startswith("zsseg_rt.egg-info/")}
-    assert held - tracked() - made == {"PKG-INFO", "setup.cfg"}  # and no rubbish
+    files = files_in(unpacked)
+    assert tracked(*IN_SDIST) - files == set()
+    egg_info = {name for name in files if name.startswith("zsseg_rt.egg-info/")}
+    assert files - tracked() - egg_info == {"PKG-INFO", "setup.cfg"}  # and no rubbish
 
 
 def test_every_file_that_cmake_reads_is_in_the_sdist(unpacked, tmp_path):

@@ -58,8 +58,8 @@ def test_the_limit_is_an_argument(tmp_path):
 
 def test_a_large_photo_fails_alone(colour_bundle, tmp_path, capsys):
     for name, width in (("large", 60), ("small", 20)):
-        picture = np.full((30, width, 3), COLOUR_WORDS["red"][::-1], np.uint8)
-        cv2.imwrite(str(tmp_path / f"{name}.png"), picture)
+        image = np.full((30, width, 3), COLOUR_WORDS["red"][::-1], np.uint8)
+        cv2.imwrite(str(tmp_path / f"{name}.png"), image)
     out = tmp_path / "out"
     code = run("segment", tmp_path, "-b", colour_bundle, "--class", "red", "--out", out,
                "--max-pixels", 1000)  # fmt: skip

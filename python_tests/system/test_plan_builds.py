@@ -37,12 +37,12 @@ def bundle():
 
 
 def test_an_engine_of_that_gpu_finds_the_plans(bundle, tmp_path):
-    told = []
+    steps = []
     settings = BuildSettings(compute_capability="8.9", precision="float16", cache_dir=tmp_path)
-    plans = list(build_plans(bundle, settings, lambda *step: told.append(step)))
+    plans = list(build_plans(bundle, settings, lambda *step: steps.append(step)))
     family = create_family(bundle, plan_builds.EngineConfig())
     assert [plan.graph for plan in plans] == list(family.graphs)
-    assert {name for name, _ in told} == set(family.graphs)
+    assert {name for name, _ in steps} == set(family.graphs)
     for plan in plans:
         assert (plan.precision, plan.was_there) == ("float16", False)
         assert plan.path.stat().st_size == plan.size

@@ -198,21 +198,21 @@ def test_regions_that_are_left_out_on_purpose_do_not_count(graphs):
 def test_an_engine_proves_its_plans_before_it_serves(monkeypatch):
     """OpenVINO's graphs stand for builds; a damaged one gives another encoder's patches."""
     pytest.importorskip("openvino")
-    load, made = engine.load_graphs, {}
+    load, graphs = engine.load_graphs, {}
 
-    def load_built(*given, **settings):
-        for name, graph in load(*given, **settings).items():
-            made[name] = BuiltOf(graph, name, "patch_embeds" if name == "image_encoder" else None)
-        return made
+    def load_built(*arguments, **settings):
+        for name, graph in load(*arguments, **settings).items():
+            graphs[name] = BuiltOf(graph, name, "patch_embeds" if name == "image_encoder" else None)
+        return graphs
 
     monkeypatch.setattr(engine, "load_graphs", load_built)
     bundle = Path(__file__).parents[1] / "bundles/v1/descriptor.zsseg"
     with refused(BackendError, "plan", "image_encoder.plan", "patch_embeds"):
         Engine(bundle, EngineConfig(device="cpu", backend="openvino"))
-    assert ["patch_embeds" in text for text in made["image_encoder"].verdict.values()] == [True]
-    assert made["decoder"].verdict == {}
+    assert ["patch_embeds" in text for text in graphs["image_encoder"].verdict.values()] == [True]
+    assert graphs["decoder"].verdict == {}
     with refused(BackendError, "graph"):  # the engine has closed what it had opened
-        made["decoder"].session()
+        graphs["decoder"].session()
 
 
 class BuiltOf(Built):

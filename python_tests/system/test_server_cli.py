@@ -74,7 +74,7 @@ def test_it_waits_for_a_camera_and_takes_its_token_from_the_environment(tmp_path
         assert ask(server, "GET", "/v1/settings", **{**shown, "Host": "evil.example"})[0] == 400
         wait_until(lambda: "lost" in server.log.read_text(), "the camera is missed")
         with MjpegServer(gone.port) as camera:
-            camera.pictures.release(40)
+            camera.images.release(40)
             with viewer(server, protocols=["zsseg.v1", f"token.{TOKEN}"]) as page:
                 page.frame()
         ends(server, signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""What the server answers to programs: every request over a real connection."""
+"""The server's answers to programs: every request over a real connection."""
 
 import contextlib
 import http.client
@@ -89,15 +89,15 @@ def test_other_hosts_and_origins_are_refused(server):
 def test_classes_can_be_replaced(server, classes):
     new = {"classes": ["red ball", ["blue sky", "sky"]], "background": ["wall"]}
     before = ask(server, "GET", "/v1/vocabulary")[1]["version"]
-    status, told = ask(server, "PUT", "/v1/vocabulary", new)
+    status, answer = ask(server, "PUT", "/v1/vocabulary", new)
     assert status == 200
-    assert told == ask(server, "GET", "/v1/vocabulary")[1]
-    assert told["version"] > before
-    assert [one["name"] for one in told["classes"]] == ["red ball", "blue sky"]
-    assert [one["synonyms"] for one in told["classes"]] == [[], ["sky"]]
-    assert told["background"] == ["wall"]
-    assert told["unknown_label"] == 255
-    assert len({tuple(one["colour"]) for one in told["classes"]}) == 2
+    assert answer == ask(server, "GET", "/v1/vocabulary")[1]
+    assert answer["version"] > before
+    assert [one["name"] for one in answer["classes"]] == ["red ball", "blue sky"]
+    assert [one["synonyms"] for one in answer["classes"]] == [[], ["sky"]]
+    assert answer["background"] == ["wall"]
+    assert answer["unknown_label"] == 255
+    assert len({tuple(one["colour"]) for one in answer["classes"]}) == 2
 
 
 THRESHOLDS = ("-0.1", "1.1", "NaN", "Infinity", '"0.3"', "null", "true", "[]")
@@ -128,15 +128,15 @@ BODIES = [
 def test_what_cannot_be_used_is_refused_and_changes_nothing(server, classes, what, body, kind):
     path = f"/v1/{what}"
     before = ask(server, "GET", path)[1]
-    status, told = ask(server, "PUT", path, body, **{"Content-Type": "application/json"})
+    status, answer = ask(server, "PUT", path, body, **{"Content-Type": "application/json"})
     if kind is None:
         assert status == 200
         return
     assert status in (400, 422)
-    assert told["error"].endswith(kind)
+    assert answer["error"].endswith(kind)
     unknown = [name for name in ("a zebra", "@/etc/passwd") if name in str(body)]
-    assert told.pop("unknown", []) == unknown
-    assert set(told) == {"error", "message"}
+    assert answer.pop("unknown", []) == unknown
+    assert set(answer) == {"error", "message"}
     assert ask(server, "GET", path)[1] == before
 
 
@@ -148,13 +148,13 @@ def test_the_threshold_can_be_set(server):
     finally:
         assert ask(server, "PUT", "/v1/settings", {"unknown_below": 0})[0] == 200
     assert ask(server, "POST", "/v1/segment", PHOTO)[1]["unknown_share"] == 0.0
-    status, told = ask(server, "PUT", "/v1/settings", '{"unknown_below": 0.5}')
-    assert (status, "Content-Type: application/json" in told["message"]) == (422, True)
+    status, answer = ask(server, "PUT", "/v1/settings", '{"unknown_below": 0.5}')
+    assert (status, "Content-Type: application/json" in answer["message"]) == (422, True)
 
 
 @pytest.fixture(scope="module")
 def expected():
-    """What the engine says of the photo."""
+    """The engine's result for the photo."""
     with Engine(demo_bundle("scenes"), EngineConfig(device="cpu")) as engine:
         engine.set_classes(WORDS)
         return engine.segment(read_photo(demo_photos("scenes")[0]))
@@ -167,12 +167,12 @@ def test_a_picture_is_labelled(server, expected, order):
             config = EngineConfig(device="cpu", channel_order="bgr")
             server = stack.enter_context(demo_server(config=config))
         version = ask(server, "GET", "/v1/vocabulary")[1]["version"]
-        status, told = ask(server, "POST", "/v1/segment", PHOTO)
-        assert (status, told["vocabulary_version"]) == (200, version)
-        assert (told["height"], told["width"]) == expected.labels.shape
-        found = [(one["name"], one["label"], one["pixels"]) for one in told["classes"]]
-        assert found == [(one.name, one.index, one.pixels) for one in expected.present()]
-        assert told["times_ms"]["total"] > 0.0
+        status, answer = ask(server, "POST", "/v1/segment", PHOTO)
+        assert (status, answer["vocabulary_version"]) == (200, version)
+        assert (answer["height"], answer["width"]) == expected.labels.shape
+        classes = [(one["name"], one["label"], one["pixels"]) for one in answer["classes"]]
+        assert classes == [(one.name, one.index, one.pixels) for one in expected.present()]
+        assert answer["times_ms"]["total"] > 0.0
         images = {}
         for accept in ("image/png", "image/jpeg;q=0.9, */*"):
             _, headers, image = request(server, "POST", "/v1/segment", PHOTO, Accept=accept)
@@ -207,16 +207,16 @@ def test_the_first_file_of_a_form_is_labelled_whatever_its_field(server, describ
     plain = ask(server, "POST", "/v1/segment", PHOTO)[1]["classes"]
     body = form(boundary, PLAIN, (described, PHOTO), (described, b"another"))
     kind = f'multipart/form-data; boundary="{boundary.decode()}"'
-    status, told = ask(server, "POST", "/v1/segment", body, Content_Type=kind)
-    assert (status, told["classes"]) == (200, plain)
+    status, answer = ask(server, "POST", "/v1/segment", body, Content_Type=kind)
+    assert (status, answer["classes"]) == (200, plain)
 
 
 @pytest.mark.parametrize("kind", ["multipart/form-data; boundary=x", "multipart/form-data"])
 @pytest.mark.parametrize("body", [form(b"x", PLAIN), b"--x\r\n", b"", PHOTO])
 def test_a_form_without_a_file_is_refused(server, kind, body):
-    status, told = ask(server, "POST", "/v1/segment", body, Content_Type=kind)
-    assert (status, told["error"]) == (422, "SourceError")
-    assert "curl -F" in told["message"]
+    status, answer = ask(server, "POST", "/v1/segment", body, Content_Type=kind)
+    assert (status, answer["error"]) == (422, "SourceError")
+    assert "curl -F" in answer["message"]
 
 
 def png_of(height, width):
@@ -224,7 +224,7 @@ def png_of(height, width):
 
 
 @pytest.mark.parametrize(
-    ("picture", "status", "message"),
+    ("body", "status", "message"),
     [
         (b"hello", 422, "expected an image file, got 5 bytes"),
         (PHOTO[:40], 422, "image: "),
@@ -235,9 +235,9 @@ def png_of(height, width):
         (b"rtsp://camera/1", 422, "expected an image file"),
     ],
 )
-def test_what_is_no_picture_or_too_large_is_refused(server, picture, status, message):
-    got, told = ask(server, "POST", "/v1/segment", picture)
-    assert (got, message in told["message"]) == (status, True), told
+def test_what_is_no_picture_or_too_large_is_refused(server, body, status, message):
+    code, answer = ask(server, "POST", "/v1/segment", body)
+    assert (code, message in answer["message"]) == (status, True), answer
 
 
 def test_frames_are_labelled_while_an_image_of_many_windows_is():
@@ -270,11 +270,11 @@ def test_bodies_that_are_too_long_or_late_are_refused():
     with demo_server(picture_bytes=200_000, json_bytes=1000) as server:
         for method, path, size in (("POST", "segment", 200_001), ("PUT", "vocabulary", 1001)):
             for body in (b"x" * size, iter([b"x" * size])):
-                status, told = ask(server, method, f"/v1/{path}", body, Content_Type="text/json")
-                assert (status, told["error"]) == (413, "SizeError")
+                status, answer = ask(server, method, f"/v1/{path}", body, Content_Type="text/json")
+                assert (status, answer["error"]) == (413, "SizeError")
         # The answer would be lost in a reset if the server closed while the client still sends.
-        status, told = ask(server, "POST", "/v1/segment", b"x" * 33_000_000, Connection="close")
-        assert (status, told["error"]) == (413, "SizeError")
+        status, answer = ask(server, "POST", "/v1/segment", b"x" * 33_000_000, Connection="close")
+        assert (status, answer["error"]) == (413, "SizeError")
 
 
 def test_more_pictures_than_may_wait_are_told_to_come_again(server):
@@ -294,16 +294,16 @@ def test_defects_are_logged_and_told_to_nobody(server, monkeypatch, caplog):
 
     monkeypatch.setattr("zsseg_rt.server.api.write_metrics", fail)
     with caplog.at_level(logging.ERROR):
-        status, told = ask(server, "GET", "/metrics")
+        status, answer = ask(server, "GET", "/metrics")
         wait_until(lambda: "a secret of the inside" in caplog.text, "it is logged")
-    assert (status, told["error"]) == (500, "InternalError")
-    assert "secret" not in told["message"]
+    assert (status, answer["error"]) == (500, "InternalError")
+    assert "secret" not in answer["message"]
 
 
 def test_names_and_words_that_the_bundle_knows_are_told(server):
-    status, told = ask(server, "GET", "/v1/names")
-    assert (status, told["names"]) == (200, list(CLASS_NAMES))
-    assert {"red", "striped", "ball"} < set(told["words"])
+    status, answer = ask(server, "GET", "/v1/names")
+    assert (status, answer["names"]) == (200, list(CLASS_NAMES))
+    assert {"red", "striped", "ball"} < set(answer["words"])
 
 
 SAMPLE = re.compile(r'([a-z_]+)(\{([a-z_]+="(?:[^"\\\n]|\\["\\n])*",?)*\})? (-?[0-9.e+-]+|\+Inf)')
@@ -366,8 +366,8 @@ def test_every_path_and_metric_is_in_the_table(server):
         assert re.search(rf"^\| `[A-Z`, ]*{re.escape(path)}[`?]", PAGE, re.MULTILINE), path
     text = request(server, "GET", "/metrics")[2].decode()
     short = re.sub(r"`\.\.\._", "`zsseg_frames_", PAGE)
-    told = set(re.findall(r"`(zsseg_\w+)`", short))
-    assert told == set(re.findall(r"^# TYPE (\w+)", text, re.MULTILINE))
+    metrics = set(re.findall(r"`(zsseg_\w+)`", short))
+    assert metrics == set(re.findall(r"^# TYPE (\w+)", text, re.MULTILINE))
 
 
 def test_the_limits_are_those_of_the_table():

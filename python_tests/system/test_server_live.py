@@ -1,4 +1,4 @@
-"""What viewers see and how they are let go; clients that are slow, silent, greedy or many."""
+"""Frames at viewers and how viewers are let go; clients that are slow, silent, greedy or many."""
 
 import contextlib
 import http.client
@@ -86,9 +86,9 @@ def test_a_photo_is_shown_and_labelled_anew_after_its_end_until_the_server_stops
         with viewer(server) as late:
             late.frame()  # the last one is still shown
         labelled = metric(server, "zsseg_frames_labelled_total")
-        told = ask(server, "PUT", "/v1/vocabulary", {"classes": ["yellow box"]})[1]
+        answer = ask(server, "PUT", "/v1/vocabulary", {"classes": ["yellow box"]})[1]
         version = "vocabulary_version"
-        page.acknowledge(wait_for_frame(page, lambda one: one.header[version] == told["version"]))
+        page.acknowledge(wait_for_frame(page, lambda one: one.header[version] == answer["version"]))
         ask(server, "PUT", "/v1/settings", {"unknown_below": 1.0})
         wait_for_frame(page, lambda one: one.header["unknown_share"] == 1.0)
         assert metric(server, "zsseg_frames_labelled_total") == labelled
@@ -113,13 +113,13 @@ def test_a_frame_of_any_size_can_be_sent(dtype, size_hw, sent_hw, labels_hw):
     labels = np.full(size_hw, np.iinfo(dtype).max, dtype)
     labels[: size_hw[0] // 2] = 1
     seg = Segmentation(labels=labels, names=("a", "b"), vocabulary_version=1, frame=frame)
-    seen = read_frame(encode_message(7, seg, "rgb").pack(1.5))
-    assert cv2.imdecode(np.frombuffer(seen.image, np.uint8), 1).shape[:2] == sent_hw
-    assert (seen.header["height"], seen.header["width"]) == sent_hw
-    assert seen.labels.shape == labels_hw
-    assert seen.labels.dtype == dtype
-    assert seen.labels[-1, -1] == seg.unknown
-    assert seen.header["unknown_share"] == pytest.approx(np.mean(labels == seg.unknown), abs=1e-6)
+    shown = read_frame(encode_message(7, seg, "rgb").pack(1.5))
+    assert cv2.imdecode(np.frombuffer(shown.image, np.uint8), 1).shape[:2] == sent_hw
+    assert (shown.header["height"], shown.header["width"]) == sent_hw
+    assert shown.labels.shape == labels_hw
+    assert shown.labels.dtype == dtype
+    assert shown.labels[-1, -1] == seg.unknown
+    assert shown.header["unknown_share"] == pytest.approx(np.mean(labels == seg.unknown), abs=1e-6)
 
 
 def test_no_second_frame_is_sent_before_the_first_is_acknowledged(server):
@@ -130,10 +130,10 @@ def test_no_second_frame_is_sent_before_the_first_is_acknowledged(server):
         for wrong in (0, first.header["id"] + 1, "1", None):
             page.say("ack", id=wrong)
         page.say("ping", t=2.5)
-        seen = [page.receive()]
-        while seen[-1] != {"type": "pong", "t": 2.5, "server_ms": seen[-1].get("server_ms")}:
-            seen.append(page.receive())
-            assert not isinstance(seen[-1], SeenFrame)
+        log = [page.receive()]
+        while log[-1] != {"type": "pong", "t": 2.5, "server_ms": log[-1].get("server_ms")}:
+            log.append(page.receive())
+            assert not isinstance(log[-1], SeenFrame)
         page.acknowledge(first)
         second = page.frame()
         # The newest one, not the one after: about ten were labelled meanwhile.
@@ -175,11 +175,11 @@ def test_new_words_are_seen(server):
     with viewer(server) as page:
         page.acknowledge(page.frame())
         new = {"classes": ["yellow box"], "background": ["grass"]}
-        told = ask(server, "PUT", "/v1/vocabulary", new)[1]
+        answer = ask(server, "PUT", "/v1/vocabulary", new)[1]
         vocabulary = page.text("vocabulary")
-        assert vocabulary == {"type": "vocabulary", **told}
+        assert vocabulary == {"type": "vocabulary", **answer}
         frame = page.frame()  # none of the classes before comes after the new ones were told
-        assert frame.header["vocabulary_version"] == told["version"]
+        assert frame.header["vocabulary_version"] == answer["version"]
         assert set(np.unique(frame.labels)) <= {0, 255}
         page.acknowledge(frame)
         assert ask(server, "PUT", "/v1/settings", {"unknown_below": 1.0})[0] == 200
@@ -200,10 +200,10 @@ def wait_for_frame(page, fits):
 def test_one_source_of_several_can_be_watched():
     sources = [f"{SOURCE}&seed={seed}" for seed in (1, 2)]
     with demo_server(sources) as server, viewer(server) as page:
-        seen = []
-        while len(set(seen)) < 2:
+        names = []
+        while len(set(names)) < 2:
             frame = page.frame()
-            seen.append(frame.header["source"])
+            names.append(frame.header["source"])
             page.acknowledge(frame)
         page.say("watch", source=sources[1])
         page.say("ping", t=1)
@@ -211,8 +211,8 @@ def test_one_source_of_several_can_be_watched():
         for _ in range(4):
             frame = page.frame()
             page.acknowledge(frame)
-            seen.append(frame.header["source"])
-        assert seen[-3:] == [sources[1]] * 3
+            names.append(frame.header["source"])
+        assert names[-3:] == [sources[1]] * 3
         page.say("watch", source=None)
         wait_for_frame(page, lambda frame: frame.header["source"] == sources[0])
 
@@ -300,15 +300,15 @@ def test_still_pictures_get_the_last_labels_again(monkeypatch):
     monkeypatch.setattr("support.streams.numbered", lambda number: grey)
     options = {"steady": True, "skip_still": True}
     with MjpegServer() as camera, contextlib.ExitStack() as opened:
-        camera.pictures.release(30)  # FFmpeg looks at some before it gives the first
+        camera.images.release(30)  # FFmpeg looks at some before it gives the first
         server = opened.enter_context(demo_server(camera.url, stream=options))
         page = opened.enter_context(viewer(server))
         last = time.monotonic() + PATIENCE
-        while not (seen := page.frame()).header["reused"]:
+        while not (frame := page.frame()).header["reused"]:
             assert time.monotonic() < last
-            camera.pictures.release(5)
-            page.acknowledge(seen)
-        assert seen.labels.shape == (24, 32)
+            camera.images.release(5)
+            page.acknowledge(frame)
+        assert frame.labels.shape == (24, 32)
 
 
 def test_a_video_begins_again_and_its_time_goes_on(tmp_path):
@@ -337,11 +337,11 @@ def test_a_camera_that_stalls_and_is_lost_is_told_of_until_it_is_back():
         viewer(server, protocols=["zsseg.v1", f"token.{TOKEN}"]) as page,
     ):
         assert ask(server, "GET", "/healthz?strict=1")[0] == 503  # no frame yet
-        camera.pictures.release(12)  # FFmpeg looks at a few before it gives the first
+        camera.images.release(12)  # FFmpeg looks at a few before it gives the first
         wait_until(lambda: ask(server, "GET", "/healthz?strict=1")[0] == 200, "both run")
         wait_until(lambda: ask(server, "GET", "/healthz?strict=1")[0] == 503, "one stalls")
         states(page, "stalled")
-        camera.pictures.release(3)
+        camera.images.release(3)
         states(page, "running")
         camera.stop()
         states(page, "lost")
@@ -359,7 +359,7 @@ def test_a_camera_that_stalls_and_is_lost_is_told_of_until_it_is_back():
         since = re.findall(r"^zsseg_seconds_since_frame\{source=.*\} (\S+)$", text, re.M)
         assert float(since[0]) < 1.0 < float(since[1])
         with MjpegServer(camera.port) as again:
-            again.pictures.release(1000)
+            again.images.release(1000)
             wait_until(lambda: ask(server, "GET", "/healthz?strict=1")[0] == 200, "it is back")
 
 
@@ -446,7 +446,7 @@ def test_constant_changes_of_classes_do_not_starve_viewers():
         before, end = metric(server, "zsseg_frames_labelled_total"), time.monotonic() + 2.0
         while time.monotonic() < end:
             frame = page.frame()
-            assert frame.header["vocabulary_version"] == page.told("vocabulary")["version"]
+            assert frame.header["vocabulary_version"] == page.last("vocabulary")["version"]
             page.acknowledge(frame)
             counts["frames"] += 1
         labelled = metric(server, "zsseg_frames_labelled_total") - before

@@ -43,7 +43,7 @@ def bare(page) -> None:
     set_slider(page, "Opacity", 100)
 
 
-def seen(page) -> set:
+def colours(page) -> set:
     return colours_of(canvas_pixels(page))
 
 
@@ -72,9 +72,9 @@ def test_each_pixel_has_the_colour_of_its_label(page, live):
     live.send_frame(halves(0, 0), label_width=7)
     expect(page.get_by_text("A picture could not be read")).to_be_visible()
     live.send_frame(halves(1, 1))
-    assert seen(page) == {SKY}
+    assert colours(page) == {SKY}
     page.get_by_label("Patterns").check()
-    assert len(seen(page)) == 2  # strong and weak, in the same colour
+    assert len(colours(page)) == 2  # strong and weak, in the same colour
 
 
 def test_labels_that_were_moved_are_told_from_computed_ones(page, live):
@@ -89,9 +89,9 @@ def test_labels_that_were_moved_are_told_from_computed_ones(page, live):
     live.send_frame(halves(0, 1), moved_from=3, labelled_ms=captured)
     expect(rate).to_contain_text("30, 4.0 labelled")
     expect(age).to_contain_text("labels")
-    told = page.locator("#source-list")
-    expect(told).to_contain_text("8 labelled, 80 given out with labels")
-    expect(told).to_contain_text("Labels are of frames 240 ms ago (median)")
+    line = page.locator("#source-list")
+    expect(line).to_contain_text("8 labelled, 80 given out with labels")
+    expect(line).to_contain_text("Labels are of frames 240 ms ago (median)")
 
 
 def test_labels_of_many_classes_have_two_bytes(page):
@@ -99,7 +99,7 @@ def test_labels_of_many_classes_have_two_bytes(page):
     live = ScriptedServer(page, names).open()
     live.send_frame(halves(299, 65535, dtype=np.uint16))
     bare(page)
-    assert seen(page) == {class_colours(*names)[299], GREY}
+    assert colours(page) == {class_colours(*names)[299], GREY}
     page.get_by_label("In the picture only").check()
     expect(page.locator("#classes li:visible bdi")).to_have_text(["thing 299", "Unknown"])
 
@@ -109,10 +109,10 @@ def test_classes_that_come_after_their_first_frame_are_drawn(page):
     live.version, live.names = 2, [["tree"], ["house"]]
     live.send_frame(halves(0, 1))
     bare(page)
-    assert seen(page) == {GREY}
+    assert colours(page) == {GREY}
     live.say_vocabulary()
     expect(page.locator(NAMES)).to_have_text(["tree", "house", "Unknown"])
-    assert seen(page) == set(class_colours("tree", "house"))
+    assert colours(page) == set(class_colours("tree", "house"))
 
 
 def test_freeze_keeps_the_picture_and_lets_the_stream_go_on(page, live):
@@ -121,13 +121,13 @@ def test_freeze_keeps_the_picture_and_lets_the_stream_go_on(page, live):
     page.get_by_role("button", name="Freeze").click()
     for _ in range(3):
         live.send_frame(halves(1, 1))  # waits until it was acknowledged
-    assert seen(page) == {ROAD}
+    assert colours(page) == {ROAD}
     live.change("cat", "dog")
     expect(page.get_by_text("You see them when you end the freeze")).to_be_visible()
     assert legend_names(page) == ["road", "sky", "Unknown"]
     page.get_by_role("button", name="Freeze").click()
     live.send_frame(halves(1, 1))
-    assert seen(page) == {class_colours("cat", "dog")[1]}
+    assert colours(page) == {class_colours("cat", "dog")[1]}
     assert set(legend_names(page)) == {"cat", "dog", "Unknown"}
 
 
@@ -141,17 +141,17 @@ def test_classes_are_hidden_and_shown(page):
     bare(page)
     box = page.get_by_role("checkbox", name="sky")
     box.uncheck()
-    assert seen(page) == {GREY, TREE}
+    assert colours(page) == {GREY, TREE}
     box.check()
-    assert seen(page) == {GREY, SKY, TREE}
+    assert colours(page) == {GREY, SKY, TREE}
     page.get_by_role("button", name="Only tree").click()
-    assert seen(page) == {GREY, TREE}
+    assert colours(page) == {GREY, TREE}
     assert not box.is_checked()
     page.get_by_role("button", name="Only unknown").click()
-    assert not seen(page) & {SKY, TREE}
-    assert len(seen(page)) == 3  # the picture where classes are; two greys
+    assert not colours(page) & {SKY, TREE}
+    assert len(colours(page)) == 3  # the picture where classes are; two greys
     page.get_by_role("button", name="Show all").click()
-    assert seen(page) >= {SKY, TREE}
+    assert colours(page) >= {SKY, TREE}
 
 
 def test_markup_in_a_name_stays_text(page):
@@ -244,16 +244,16 @@ def test_errors_are_shown_beside_the_box(page, live):
     expect(box).to_have_value("cat\ncat")
     live.refuse_with, live.unknown = (422, "class_names: expected ..."), ["zebra", "quark"]
     apply(page, "zebra\nsky\nquark")
-    told = page.locator("#words-error")
-    expect(told).to_contain_text("does not know “zebra”, “quark”.")
-    expect(told).not_to_contain_text("class_names")
+    words_error = page.locator("#words-error")
+    expect(words_error).to_contain_text("does not know “zebra”, “quark”.")
+    expect(words_error).not_to_contain_text("class_names")
     live.refuse_with = None
     apply(page, "cat")
     expect(error).to_have_count(0)
 
 
 @pytest.mark.parametrize(
-    ("names", "words", "typed", "offered", "name", "chosen"),
+    ("names", "words", "typed", "offered", "name", "text"),
     [
         (["cat", "caterpillar", "tea cat", "car", "dog"], [], "dog, Cat",
          ["caterpillar", "tea cat"], "caterpillar", "dog, caterpillar"),
@@ -265,7 +265,7 @@ def test_errors_are_shown_beside_the_box(page, live):
          "red box"),
     ],
 )  # fmt: skip
-def test_known_names_and_words_are_suggested(page, names, words, typed, offered, name, chosen):
+def test_known_names_and_words_are_suggested(page, names, words, typed, offered, name, text):
     live = ScriptedServer(page)
     live.known_names, live.known_words = names, words
     live.open()
@@ -275,7 +275,7 @@ def test_known_names_and_words_are_suggested(page, names, words, typed, offered,
     box.press_sequentially(typed)
     expect(suggestions.get_by_role("button")).to_have_text(offered)
     suggestions.get_by_role("button", name=name, exact=True).click()
-    expect(box).to_have_value(chosen)
+    expect(box).to_have_value(text)
     expect(suggestions).to_be_hidden()
     expect(box).to_be_focused()
 
@@ -564,18 +564,18 @@ def test_a_photo_is_labelled_again_with_new_classes_until_one_goes_back(page, li
     live.send_frame(halves(1, 1))  # the source goes on behind it
     assert is_split(page)
     live.change("house", "tree")
-    live.wait_for(lambda: len(live.pictures) == 2)
+    live.wait_for(lambda: len(live.images) == 2)
     expect(page.locator(NAMES).first).to_have_text("house")
     page.get_by_role("button", name="Back to the source").click()
     expect(page.locator("#state")).to_have_text("Running")
     assert not is_split(page)
-    assert live.pictures == [bytes(10)] * 2
+    assert live.images == [bytes(10)] * 2
 
 
 def test_what_cannot_be_labelled_is_told_and_changes_nothing(page, live):
     live.send_frame(halves(1, 1))
     large, text = 33 * 1024 * 1024, {"name": "notes.txt", "kind": "text/plain"}
-    for given, status, words in (
+    for file, status, words in (
         (text, 422, "notes.txt cannot be read as a photo."),
         ({"size": large}, None, "cat.jpg has 33 MB. The server takes pictures of up to 32 MB"),
         ({}, 413, "cat.jpg has more pixels than the server takes."),
@@ -583,13 +583,13 @@ def test_what_cannot_be_labelled_is_told_and_changes_nothing(page, live):
         ({}, 500, "The server could not label cat.jpg."),
         ({"size": 0}, None, "That is no file."),
     ):
-        live.refuse_pictures_with = status
-        live.pictures.clear()
-        give(page, **given)
+        live.refuse_images_with = status
+        live.images.clear()
+        give(page, **file)
         expect(page.locator("#complaint")).to_contain_text(words)
         expect(page.locator("#state")).to_have_text("Running")
         assert not is_split(page)
-        assert len(live.pictures) == (status is not None)
+        assert len(live.images) == (status is not None)
     live.send_frame(halves(0, 0))
     expect(page.get_by_role("button", name="Back to the source")).to_be_hidden()
 
@@ -612,7 +612,7 @@ def test_new_words_change_legend_and_pixels_and_a_snapshot_is_what_is_seen(page,
     apply(page, "blue sky, yellow sand")
     names = page.locator(NAMES)
     expect(names).to_have_text(["blue sky", "yellow sand", "Unknown"])
-    two = seen(page)
+    two = colours(page)
     assert two
     assert two <= set(class_colours("blue sky", "yellow sand"))
     expect(page.locator("#announcer")).to_contain_text("2 new classes in use")
@@ -622,7 +622,7 @@ def test_new_words_change_legend_and_pixels_and_a_snapshot_is_what_is_seen(page,
     expect(names.filter(has_text="grey sky")).to_have_count(1)  # what is seen comes first
     page.get_by_role("button", name="Freeze").click()
     four = class_colours("purple striped cone", "red metal ball", "green grass", "grey sky")
-    assert seen(page) <= set(four)
+    assert colours(page) <= set(four)
     shares = page.locator("#classes .share").all_inner_texts()
     assert 97 <= sum(int(share.strip("<% ")) for share in shares) <= 106  # each is rounded
 

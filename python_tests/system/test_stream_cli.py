@@ -54,7 +54,7 @@ def test_a_camera_that_is_off_at_the_start_is_waited_for(colour_bundle, tmp_path
 
     def switch_on():
         cameras.append(MjpegServer(port=gone.port))
-        cameras[0].pictures.release(40)
+        cameras[0].images.release(40)
 
     timer = threading.Timer(1.0, switch_on)
     timer.start()
@@ -69,8 +69,8 @@ def test_a_video_becomes_all_kinds_of_files(clip, colour_bundle, tmp_path, capsy
     assert stream(clip, out, masks, lines, "-b", colour_bundle, "--json", report) == 0
     assert count_frames(out) == 10
     assert len(os.listdir(masks)) == 10
-    found = [json.loads(line)["classes"][0]["name"] for line in lines.read_text().splitlines()]
-    assert found == ["red", "blue"] * 5
+    names = [json.loads(line)["classes"][0]["name"] for line in lines.read_text().splitlines()]
+    assert names == ["red", "blue"] * 5
     written = json.loads(report.read_text())
     assert written["engine"]["names"] == ["red", "blue"]
     assert written["sources"][str(clip)]["labelled"] == 10
@@ -90,7 +90,7 @@ def test_frames_and_seconds_end_a_camera(colour_bundle, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "told"),
+    ("arguments", "code", "reason"),
     [
         ((), 2, "name a source"),
         (("0",), 2, "--bundle NAME.zsseg"),
@@ -104,10 +104,10 @@ def test_frames_and_seconds_end_a_camera(colour_bundle, tmp_path):
         (("0", "absent/out.jsonl", "-b", "x"), 1, "the folder absent does not exist"),
     ],
 )
-def test_what_cannot_be_is_told_before_anything_is_loaded(arguments, code, told, capsys):
+def test_what_cannot_be_is_told_before_anything_is_loaded(arguments, code, reason, capsys):
     assert stream(*arguments) == code
     message = capsys.readouterr().err
-    assert told in message
+    assert reason in message
     assert "secret" not in message
 
 
@@ -122,10 +122,10 @@ def test_frames_between_say_whose_labels_they_have(colour_bundle, tmp_path, caps
     assert "3 of 11 frames labelled, 11 given out with labels" in re.sub(
         r"[0-9.]+ fps, ", "", capsys.readouterr().out
     )
-    told = [json.loads(line) for line in lines.read_text().splitlines()]
-    assert [line["index"] for line in told] == [*range(11)]
-    assert [line["moved_from"] for line in told] == [None, 0, 0, 4, None, 4, 4, 8, None, 8, 8]
-    assert all(line["labelled_age"] > 0.0 for line in told)
+    rows = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert [line["index"] for line in rows] == [*range(11)]
+    assert [line["moved_from"] for line in rows] == [None, 0, 0, 4, None, 4, 4, 8, None, 8, 8]
+    assert all(line["labelled_age"] > 0.0 for line in rows)
     (stats,) = json.loads(report.read_text())["sources"].values()
     assert (stats["labelled"], stats["given_out"]) == (3, 11)
 
@@ -204,9 +204,9 @@ def test_recordings_are_rotated_and_removed(colour_bundle, tmp_path):
     assert stream(SMALL, named, "-b", colour_bundle, *options) == 0
     assert named.read_text() == before
     assert not old.exists()
-    made = list(tmp_path.glob("a-*Z*.jsonl"))
-    assert len(made) > 3
-    assert sum(len(path.read_text().splitlines()) for path in made) == 30
+    files = list(tmp_path.glob("a-*Z*.jsonl"))
+    assert len(files) > 3
+    assert sum(len(path.read_text().splitlines()) for path in files) == 30
 
 
 @pytest.mark.parametrize(("out", "unbuffered"), [("/dev/full", ""), ("closed pipe", "1")])
@@ -327,10 +327,10 @@ def test_odd_names_of_sources_and_classes_are_escaped_wherever_they_stand(
     classes = ["--class", "re\u202ed", "--class", "blue\u2028"]
     call = ("-v", "stream", odd, lines, "-b", colour_bundle, "--json", report, "--device", "cpu")
     assert run(*call, *classes) == 0  # marks that nobody sees do not make another word
-    told = lines.read_text() + report.read_text()
+    output = lines.read_text() + report.read_text()
     assert run(*call, "--classes", "red,blue") == 0
     printed = "".join(capfd.readouterr())
-    told += printed + lines.read_text() + report.read_text()
+    output += printed + lines.read_text() + report.read_text()
     assert SPELLED in printed
-    assert not RAW.search(told)
+    assert not RAW.search(output)
     assert json.loads(lines.read_text().splitlines()[0])["source"].endswith(SPELLED)

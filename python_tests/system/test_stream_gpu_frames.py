@@ -20,25 +20,25 @@ def test_frames_of_gstreamer_are_uploaded_as_they_were_decoded(size, planes):
     require_gstreamer()
     width, height = size.split("x")
     caps = f"video/x-raw,format=I420,width={width},height={height}"
-    told = read(f"gst:videotestsrc is-live=true pattern=red ! {caps}", 2, "--on-gpu")
-    assert [p["planes"] for p in told.pictures] == [planes] * 2
-    assert told.pictures[0]["left"] == pytest.approx([255, 0, 0], abs=6)
+    run = read(f"gst:videotestsrc is-live=true pattern=red ! {caps}", 2, "--on-gpu")
+    assert [p["planes"] for p in run.frames] == [planes] * 2
+    assert run.frames[0]["left"] == pytest.approx([255, 0, 0], abs=6)
 
 
 def test_colours_that_no_kernel_knows_are_converted_by_gstreamer():
     require_gstreamer()
     caps = "video/x-raw,format=NV12,width=64,height=48,colorimetry=bt2020"
-    told = read(f"gst:videotestsrc is-live=true pattern=red ! {caps}", 2, "--on-gpu")
-    assert [p["planes"] for p in told.pictures] == [[], []]
-    assert told.pictures[0]["left"] == pytest.approx([248, 0, 0], abs=10)
+    run = read(f"gst:videotestsrc is-live=true pattern=red ! {caps}", 2, "--on-gpu")
+    assert [p["planes"] for p in run.frames] == [[], []]
+    assert run.frames[0]["left"] == pytest.approx([248, 0, 0], abs=10)
 
 
 def test_a_jetson_s_decoder_s_frames_are_uploaded(rtsp_cameras):
     elements = ("--jetson", "nvv4l2decoder", "nvvidconv")
-    told = read(rtsp_cameras().url, 5, "--on-gpu", *elements)
-    times = [p["shown"] for p in told.pictures]
+    run = read(rtsp_cameras().url, 5, "--on-gpu", *elements)
+    times = [p["shown"] for p in run.frames]
     assert times == sorted(set(times))
-    assert "H.264 decoded by nvv4l2decoder" in told.log
+    assert "H.264 decoded by nvv4l2decoder" in run.log
 
 
 @pytest.mark.parametrize("order", ["rgb", "bgr"])
@@ -52,10 +52,10 @@ def test_the_picture_for_the_cpu_is_what_the_kernels_see(matrix, order):
     plain = {"size_hw": luma.shape, "mean": (0, 0, 0), "std": (1, 1, 1)}
     exact = reference.preprocess((luma, chroma), colour_matrix=matrix, **plain)
     exact = np.rint(255 * exact).transpose(1, 2, 0)[..., :: 1 if order == "rgb" else -1]
-    picture = host_picture(Nv12Frame(*planes, matrix), order)
-    assert picture.dtype == np.uint8
-    assert picture.flags.c_contiguous
-    np.testing.assert_array_equal(picture, exact)
+    image = host_picture(Nv12Frame(*planes, matrix), order)
+    assert image.dtype == np.uint8
+    assert image.flags.c_contiguous
+    np.testing.assert_array_equal(image, exact)
 
 
 @pytest.fixture
@@ -89,10 +89,10 @@ def test_a_decoded_frame_is_uploaded_as_it_is(kind, matrix):
 @pytest.mark.usefixtures("core")
 def test_what_the_kernels_cannot_read_is_converted_first(kind, size):
     frame = video_frame(kind, *size)
-    found = Converter("bgr", turns=False, device="cuda:0").take(frame)
+    fields = Converter("bgr", turns=False, device="cuda:0").take(frame)
     expected = Converter("bgr", turns=False).take(frame)["image"]
-    np.testing.assert_array_equal(found["on_gpu"].array, expected)
-    np.testing.assert_array_equal(found["image"](), expected)
+    np.testing.assert_array_equal(fields["on_gpu"].array, expected)
+    np.testing.assert_array_equal(fields["image"](), expected)
 
 
 @pytest.mark.parametrize("integrated", [False, True])
@@ -100,12 +100,12 @@ def test_frames_stay_what_they_were_though_memory_is_used_again_or_shared(monkey
     monkeypatch.setattr(ops, "core", host_core(integrated=integrated))
     HostArray.uploads = 0
     uploads = Uploads("cuda:0", "rgb")
-    found = [uploads.image(np.full((4, 6, 3), number, np.uint8))["on_gpu"] for number in range(3)]
-    assert [set(frame.array.ravel().tolist()) for frame in found] == [{0}, {1}, {2}]
+    frames = [uploads.image(np.full((4, 6, 3), number, np.uint8))["on_gpu"] for number in range(3)]
+    assert [set(frame.array.ravel().tolist()) for frame in frames] == [{0}, {1}, {2}]
     assert HostArray.uploads == (0 if integrated else 3)  # a Jetson's GPU reads in place
 
 
 def test_sources_that_can_hand_frames_to_a_gpu_are_told_which(tmp_path):
-    given = ["rtsp://cam/1", "csi://0", "0", "gst:videotestsrc", str(tmp_path / "a.mp4"), "a.jpg"]
-    found = on_device(open_sources(given), "cuda:1")
-    assert [getattr(source, "device", None) for source in found] == ["cuda:1"] * 5 + [None]
+    uris = ["rtsp://cam/1", "csi://0", "0", "gst:videotestsrc", str(tmp_path / "a.mp4"), "a.jpg"]
+    sources = on_device(open_sources(uris), "cuda:1")
+    assert [getattr(source, "device", None) for source in sources] == ["cuda:1"] * 5 + [None]

@@ -25,27 +25,27 @@ def ordered(values):
 @pytest.mark.parametrize(("order", "colour"), [("rgb", [255, 0, 0]), ("bgr", [0, 0, 255])])
 def test_a_live_pipeline_gives_frames_in_the_order_asked_for(order, colour):
     begun = time.monotonic()
-    told = read(f"{LIVE} pattern=red ! video/x-raw,width=322,height=241", 5, "--order", order)
-    assert [p["shape"] for p in told.pictures] == [[241, 322, 3]] * 5  # rows are padded inside
-    assert {p["clock"] for p in told.pictures} == {"pipeline"}
-    for picture in told.pictures:
-        assert picture["left"] == pytest.approx(colour, abs=2)
-        assert picture["right"] == pytest.approx(colour, abs=2)
-        assert begun < picture["captured_at"] <= picture["taken_at"]
-        assert picture["writable"]
-    assert ordered([p["captured_at"] for p in told.pictures])
-    assert ordered([p["pts"] for p in told.pictures])
-    assert told.pictures[0]["pts"] == 0.0
+    run = read(f"{LIVE} pattern=red ! video/x-raw,width=322,height=241", 5, "--order", order)
+    assert [p["shape"] for p in run.frames] == [[241, 322, 3]] * 5  # rows are padded inside
+    assert {p["clock"] for p in run.frames} == {"pipeline"}
+    for frame in run.frames:
+        assert frame["left"] == pytest.approx(colour, abs=2)
+        assert frame["right"] == pytest.approx(colour, abs=2)
+        assert begun < frame["captured_at"] <= frame["taken_at"]
+        assert frame["writable"]
+    assert ordered([p["captured_at"] for p in run.frames])
+    assert ordered([p["pts"] for p in run.frames])
+    assert run.frames[0]["pts"] == 0.0
 
 
 def test_a_recording_gives_every_frame_and_ends(tmp_path):
     path = write_video(tmp_path / "clip.mp4", (numbered(number) for number in range(28)))
-    told = read(f"gst-file:filesrc location={path} ! qtdemux ! h264parse ! avdec_h264", 100)
-    levels = [p["left"][0] for p in told.pictures]
+    run = read(f"gst-file:filesrc location={path} ! qtdemux ! h264parse ! avdec_h264", 100)
+    levels = [p["left"][0] for p in run.frames]
     assert levels == pytest.approx([level(number) for number in range(28)], abs=3)
-    assert [p["pts"] for p in told.pictures] == pytest.approx([n / 10 for n in range(28)], abs=1e-3)
-    assert {p["clock"] for p in told.pictures} == {"file"}
-    assert told.end["ended"]
+    assert [p["pts"] for p in run.frames] == pytest.approx([n / 10 for n in range(28)], abs=1e-3)
+    assert {p["clock"] for p in run.frames} == {"file"}
+    assert run.end["ended"]
 
 
 FAILURES = {
@@ -70,58 +70,58 @@ FAILURES = {
 @pytest.fixture(scope="module")
 def failures():
     require_gstreamer()
-    told = read(list(FAILURES), 9)
-    assert "hush" not in told.log
-    return dict(zip(FAILURES, told.ends, strict=True))
+    run = read(list(FAILURES), 9)
+    assert "hush" not in run.log
+    return dict(zip(FAILURES, run.ends, strict=True))
 
 
 @pytest.mark.parametrize("uri", FAILURES)
 def test_what_fails_is_told_with_its_remedy(uri, failures):
-    error, told = FAILURES[uri]
+    error, reason = FAILURES[uri]
     end = failures[uri]
     assert end["error"] == error
-    assert told in end["message"]
+    assert reason in end["message"]
     assert "hush" not in end["message"] + end["name"]
 
 
 def test_a_csi_camera_s_own_pipeline_runs():
     uris = ["csi://0?size=320x240&rate=29.97", "csi://0?size=320x240&flip=2", "csi://1"]
-    told = read(uris, 3, "--jetson", *CSI)
-    assert [end["name"] for end in told.ends] == uris
-    assert {p["clock"] for p in told.pictures} == {"pipeline"}
-    assert [p["shape"] for p in told.pictures] == [[240, 320, 3]] * 6
-    for picture in told.pictures[:3]:
-        assert picture["left"] == pytest.approx([255, 0, 0], abs=6)
-        assert picture["right"] == pytest.approx([0, 0, 255], abs=6)
-    for turned in told.pictures[3:]:
+    run = read(uris, 3, "--jetson", *CSI)
+    assert [end["name"] for end in run.ends] == uris
+    assert {p["clock"] for p in run.frames} == {"pipeline"}
+    assert [p["shape"] for p in run.frames] == [[240, 320, 3]] * 6
+    for frame in run.frames[:3]:
+        assert frame["left"] == pytest.approx([255, 0, 0], abs=6)
+        assert frame["right"] == pytest.approx([0, 0, 255], abs=6)
+    for turned in run.frames[3:]:
         assert turned["left"] == pytest.approx([0, 0, 255], abs=6)
-    assert told.end["error"] == "SourceError"
-    assert "No cameras available" in told.end["message"]
-    assert "nvargus-daemon" in told.end["message"]
+    assert run.end["error"] == "SourceError"
+    assert "No cameras available" in run.end["message"]
+    assert "nvargus-daemon" in run.end["message"]
 
 
 def test_frames_that_the_appsink_drops_are_counted():
-    told = read(f"{LIVE} ! video/x-raw,framerate=50/1", 8, "--slow", "0.15")
-    numbers = [round(p["pts"] * 50) for p in told.pictures]
+    run = read(f"{LIVE} ! video/x-raw,framerate=50/1", 8, "--slow", "0.15")
+    numbers = [round(p["pts"] * 50) for p in run.frames]
     gaps = [newer - older - 1 for older, newer in itertools.pairwise(numbers)]
     assert sum(gaps) > 10
     # The count comes with the next frame taken, after those that waited in the appsink's queue.
-    assert sum(gaps) <= sum(p["dropped"] for p in told.pictures) <= sum(gaps) + 50
+    assert sum(gaps) <= sum(p["dropped"] for p in run.frames) <= sum(gaps) + 50
     file = read(
         "gst-file:videotestsrc num-buffers=20 ! videoconvert ! appsink", 40, "--slow", "0.02"
     )
-    assert {p["dropped"] for p in file.pictures} == {0}
-    assert len(file.pictures) == 20
+    assert {p["dropped"] for p in file.frames} == {0}
+    assert len(file.frames) == 20
 
 
 def test_what_waits_on_a_slow_link_counts_as_age(rtsp_cameras):
     camera = rtsp_cameras()
     with SlowLink(camera.port, bytes_per_second=4000, buffer_bytes=1 << 24) as link:
-        told = read(camera.url.replace(str(camera.port), str(link.port)), 40)
-    last = told.pictures[-1]
+        run = read(camera.url.replace(str(camera.port), str(link.port)), 40)
+    last = run.frames[-1]
     assert last["late"] > 0.5
     assert last["captured_at"] - last["shown"] < last["taken_at"] - last["shown"] - 0.5
-    assert "CRITICAL" not in told.log
+    assert "CRITICAL" not in run.log
 
 
 def test_frames_that_are_too_large_never_reach_the_decoder(rtsp_cameras):
@@ -137,9 +137,9 @@ def test_frames_that_are_too_large_never_reach_the_decoder(rtsp_cameras):
 
 
 def test_cameras_that_come_and_go_leave_nothing_behind(rtsp_cameras):
-    told = read(rtsp_cameras().url, 2, "--times", "8")
-    descriptors = [r["descriptors"] for r in told.resources]
-    threads = [r["threads"] for r in told.resources]
-    assert len(told.pictures) == 16
+    run = read(rtsp_cameras().url, 2, "--times", "8")
+    descriptors = [r["descriptors"] for r in run.resources]
+    threads = [r["threads"] for r in run.resources]
+    assert len(run.frames) == 16
     assert max(descriptors[4:]) <= max(descriptors[:4]) + 2
     assert max(threads[4:]) <= max(threads[:4]) + 4  # GLib's pool

@@ -44,10 +44,10 @@ def test_a_restart_continues_lines_and_keeps_videos_and_pictures(tmp_path):
     videos = [name for name in names_in(tmp_path) if name.endswith(".mp4")]
     assert are(videos, r"out\.mp4", rf"out-{STAMP}\.mp4", rf"out-{STAMP}\.mp4")
     assert [len(frames_of(tmp_path / name)) for name in videos] == [2, 2, 2]
-    pictures = ["00000000.png", "00000001.png"]
-    assert are(names_in(tmp_path / "masks"), *map(re.escape, pictures), STAMP, STAMP)
+    images = ["00000000.png", "00000001.png"]
+    assert are(names_in(tmp_path / "masks"), *map(re.escape, images), STAMP, STAMP)
     for folder in (tmp_path / "masks").glob("*Z*"):
-        assert names_in(folder) == pictures
+        assert names_in(folder) == images
 
 
 def test_a_size_change_replaces_no_file_that_nobody_named(tmp_path):
@@ -56,9 +56,9 @@ def test_a_size_change_replaces_no_file_that_nobody_named(tmp_path):
     sizes = [(48, 64), (64, 48), (48, 64)]
     stats = write(tmp_path / "out.mp4", [result(n, size) for n, size in enumerate(sizes)])
     assert stats.error is None
-    found = names_in(tmp_path)
+    names = names_in(tmp_path)
     stamped = rf"out-{STAMP}\.mp4"
-    assert are(found, r"out\.mp4", r"out-2\.mp4", r"out-3\.mp4", stamped, stamped)
+    assert are(names, r"out\.mp4", r"out-2\.mp4", r"out-3\.mp4", stamped, stamped)
     assert {(tmp_path / f"out-{n}.mp4").read_bytes() for n in (2, 3)} == {b"somebody's"}
     assert [len(frames_of(name)) for name in stats.files] == [1, 1, 1]
 
@@ -123,9 +123,9 @@ def test_rotation_by_size_begins_new_lines_and_folders(tmp_path, target, suffix,
     rotation = Rotation.parse("10min,1kB")
     stats = write(f"{tmp_path}/{target}", [result(n) for n in range(40)], rotation=rotation)
     assert stats.error is None
-    found = names_in(tmp_path / kind)
-    assert len(found) > 2
-    assert are(found, *[suffix.replace("{}", STAMP)] * len(found))
+    names = names_in(tmp_path / kind)
+    assert len(names) > 2
+    assert are(names, *[suffix.replace("{}", STAMP)] * len(names))
     if kind:
         assert len(list((tmp_path / kind).rglob("*.png"))) == 40
         return
@@ -180,17 +180,17 @@ def test_retention_removes_what_this_series_made_and_nothing_else(tmp_path):
     aged(tmp_path / "out-20200101T000000Z_2.mp4", 8)
     kept = aged(tmp_path / "out-20200105T000000Z.mp4", 6).name
     stats = write(tmp_path / "out.mp4", [result()], rotation=Rotation.parse("1h", "7d"))
-    made = Path(stats.files[0]).name
-    assert names_in(tmp_path) == sorted([*foreign, kept, made])
+    newest = Path(stats.files[0]).name
+    assert names_in(tmp_path) == sorted([*foreign, kept, newest])
 
 
 def test_retention_by_size_keeps_the_newest(tmp_path):
     for day in range(1, 6):
         aged(tmp_path / f"out-2020010{day}T000000Z.mp4", 10 - day, size=400)
     write(tmp_path / "out.mp4", [result()], rotation=Rotation.parse("1MB", "1kB"))
-    found = names_in(tmp_path)
-    assert found[:2] == ["out-20200104T000000Z.mp4", "out-20200105T000000Z.mp4"]
-    assert len(found) == 3
+    names = names_in(tmp_path)
+    assert names[:2] == ["out-20200104T000000Z.mp4", "out-20200105T000000Z.mp4"]
+    assert len(names) == 3
 
 
 def test_retention_of_pictures_leaves_folders_with_anything_else(tmp_path):
@@ -236,15 +236,15 @@ def test_a_clock_that_is_set_back_replaces_and_removes_nothing(tmp_path):
 @pytest.mark.parametrize("keep", ["1kB", "1d", "1d,1kB"])
 @pytest.mark.parametrize("suffix", [".mp4", ""])
 def test_a_clock_that_was_ahead_costs_no_new_recording(tmp_path, keep, suffix):
-    """What was begun first goes first."""
-    clock, made = [time.time() + 900 * DAY], []
+    """The recording begun first goes first."""
+    clock, paths = [time.time() + 900 * DAY], []
     series = Series(tmp_path, "a", suffix, Rotation.parse("1h", keep), now=lambda: clock[0])
     for number in range(6):
-        made.append(series.begin())
-        (made[-1] / "00000000.png" if not suffix else made[-1]).write_bytes(b"x" * 600)
-        os.utime(made[-1], (clock[0], clock[0]))
+        paths.append(series.begin())
+        (paths[-1] / "00000000.png" if not suffix else paths[-1]).write_bytes(b"x" * 600)
+        os.utime(paths[-1], (clock[0], clock[0]))
         clock[0] += (-899.5 if number == 2 else 0.6) * DAY
-    there = [path.exists() for path in made]
+    there = [path.exists() for path in paths]
     assert there[-2:] == [True, True]
     assert not any(there[:2])
 
@@ -268,10 +268,10 @@ time.sleep(60)
 def test_two_processes_do_not_write_one_output(tmp_path, target, rotation):
     target = f"{tmp_path}/{target}"
     settings = {"rotation": Rotation.parse(*rotation) if rotation else None}
-    given = [sys.executable, "-c", WRITE, target, *rotation]
+    command = [sys.executable, "-c", WRITE, target, *rotation]
     path = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
     environment = {**os.environ, "PYTHONPATH": path}
-    with subprocess.Popen(given, stdout=subprocess.PIPE, env=environment) as other:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as other:
         assert other.stdout.readline() == b"written\n"
         with pytest.raises(SourceError, match="to write here alone"):
             open_writer(target, **settings).write(result())

@@ -43,9 +43,9 @@ def read(url, count):
     """So many pictures of a camera."""
     (source,) = open_sources(url)
     pictures = source.pictures(ReaderNow())
-    found = list(itertools.islice(pictures, count))
+    frames = list(itertools.islice(pictures, count))
     pictures.close()
-    return found
+    return frames
 
 
 def times_of(pictures):
@@ -67,36 +67,36 @@ def library(request):
 @pytest.mark.parametrize("codec", ["h264", "h265"])
 def test_every_picture_is_one_that_the_camera_made(rtsp_cameras, codec, library):
     started = time.monotonic()
-    pictures = gstreamer.read(rtsp_cameras(codec=codec).url, 20, **library).pictures
-    times = [picture["shown"] for picture in pictures]
+    frames = gstreamer.read(rtsp_cameras(codec=codec).url, 20, **library).frames
+    times = [frame["shown"] for frame in frames]
     assert len(times) == 20
     assert sound(times)
     assert started < times[0]
-    for picture in pictures:
-        assert picture["shown"] < picture["captured_at"] < picture["taken_at"]
-        assert (picture["shape"], picture["clock"]) == ([240, 320, 3], "arrival")
-    assert min(picture["captured_at"] - picture["shown"] for picture in pictures) < 5.0
-    stamps = [p["pts"] for p in pictures[1:]]  # the first one's comes with the sender's report
+    for frame in frames:
+        assert frame["shown"] < frame["captured_at"] < frame["taken_at"]
+        assert (frame["shape"], frame["clock"]) == ([240, 320, 3], "arrival")
+    assert min(frame["captured_at"] - frame["shown"] for frame in frames) < 5.0
+    stamps = [p["pts"] for p in frames[1:]]  # the first one's comes with the sender's report
     assert stamps == sorted(set(stamps))
 
 
 def test_the_first_picture_is_the_first_that_the_camera_made(rtsp_cameras):
     camera = rtsp_cameras(rate=5)  # whoever waits for the next key frame waits for three seconds
     (first,) = times_of(read(camera.url, 1))
-    assert first == camera.first_made()
+    assert first == camera.first_time()
 
 
 def test_a_camera_may_change_its_size_and_its_loss_is_an_error(rtsp_cameras, library):
     camera = rtsp_cameras(sizes=("320x240", "480x384"))
     with gstreamer.reading(camera.url, **library) as lines:
-        found = [next(lines) for _ in range(5)]
+        shown = [next(lines) for _ in range(5)]
         camera.change_size()
-        found.append(next(line for line in lines if line.get("shape") != [240, 320, 3]))
-        found += [next(lines) for _ in range(5)]
+        shown.append(next(line for line in lines if line.get("shape") != [240, 320, 3]))
+        shown += [next(lines) for _ in range(5)]
         camera.kill()
         end = next(line for line in lines if "shape" not in line)
-    assert [line["shape"] for line in found] == [[240, 320, 3]] * 5 + [[384, 480, 3]] * 6
-    assert sound([line["shown"] for line in found])
+    assert [line["shape"] for line in shown] == [[240, 320, 3]] * 5 + [[384, 480, 3]] * 6
+    assert sound([line["shown"] for line in shown])
     assert end["error"] == "SourceError"
 
 
@@ -110,13 +110,13 @@ def test_a_login_is_needed_and_never_shown(rtsp_cameras, library):
         camera.url_for("nobody:hush"): r"401 Unauthorized.*\. Check user and password",
         camera.url_for(good, "none"): r"404 Not Found\. Check the path",
     }
-    told = gstreamer.read(list(cases), 3, **library)
-    assert len(told.pictures) == 3
-    for end, reason in zip(told.ends[1:], list(cases.values())[1:], strict=True):
+    run = gstreamer.read(list(cases), 3, **library)
+    assert len(run.frames) == 3
+    for end, reason in zip(run.ends[1:], list(cases.values())[1:], strict=True):
         assert end["error"] == "SourceError"
         assert re.search(reason, end["message"]), end
     for secret in ("hush", "p%40s", "p@s"):
-        assert secret not in told.log + str(told.ends)
+        assert secret not in run.log + str(run.ends)
 
 
 def test_a_camera_that_answers_nothing_is_told_with_its_remedy(monkeypatch):
@@ -135,9 +135,9 @@ def test_a_camera_that_is_lost_comes_back_and_others_go_on_meanwhile(rtsp_camera
     uris = [camera.url_for("user:secret"), OTHER]
     frames, *stats = lose_and_find(uris, lose, cure, stalled_after=0.7, lost_after=2.0)
     assert "secret" not in f"{stats} {caplog.text} {frames}"
-    told = events(caplog.messages, camera.url)
-    assert [event for event in told if event != "stalled"] == ["running", "lost", "running again"]
-    assert not freezes or ("none came for" in stats[0].error and "stalled" in told)
+    states = events(caplog.messages, camera.url)
+    assert [event for event in states if event != "stalled"] == ["running", "lost", "running again"]
+    assert not freezes or ("none came for" in stats[0].error and "stalled" in states)
     assert sound(times_of(frames))
 
 
@@ -241,25 +241,25 @@ def test_a_starved_decoder_shows_and_is_shed(rtsp_cameras, monkeypatch):
     ages, ends_at = [], time.monotonic() + LONG
     with Stream([source], label, patience=patience) as stream:
         for seg in stream:
-            now, made_at = time.monotonic(), shown_time(seg.frame.image)
-            if made_at is not None:
-                ages.append((now - made_at, now - seg.frame.captured_at))
+            now, drawn_at = time.monotonic(), shown_time(seg.frame.image)
+            if drawn_at is not None:
+                ages.append((now - drawn_at, now - seg.frame.captured_at))
             stats = stream.stats()[source.name]
             if stats.fell_behind and stats.reconnects:
                 break
             assert now < ends_at, (stats, ages[-1])
     assert max(true for true, _ in ages[:-1]) > 1.0  # it fell behind
-    assert max(true - told for true, told in ages) < 1.0  # and was said to
+    assert max(true - stated for true, stated in ages) < 1.0  # and was said to
     assert ages[-1][0] < 1.5  # the first one after it was opened anew
     assert stats.age_ms["p99"] > 900
 
 
 def test_jpegs_over_http_have_no_clock_and_are_never_late():
     with MjpegServer() as camera:
-        camera.pictures.release(20)
+        camera.images.release(20)
         pictures = open_sources(camera.url)[0].pictures(ReaderNow())
         next(pictures)
         time.sleep(1.5)  # longer than the 0.04 s that FFmpeg makes up
-        camera.pictures.release(20)
+        camera.images.release(20)
         assert max(next(pictures).late for _ in range(20)) == 0.0
         pictures.close()

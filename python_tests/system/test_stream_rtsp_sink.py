@@ -80,15 +80,15 @@ def is_idle(server):
 
 def test_a_new_size_goes_on_with_even_sides(serve):
     server = serve()
-    with watch(server.url()) as seen:
-        assert next(seen).shape == (240, 320, 3)
+    with watch(server.url()) as images:
+        assert next(images).shape == (240, 320, 3)
         server.tell("size 95x161")
-        changed = next(image for image in seen if image.shape != (240, 320, 3))
+        changed = next(image for image in images if image.shape != (240, 320, 3))
         assert changed.shape == (96, 162, 3)
-        assert is_overlay(next(seen))
-    told = read(server.url(), 1)
-    assert told.pictures[0]["shape"] == [96, 162, 3]
-    assert told.pictures[0]["left"] == pytest.approx(RED, abs=ABS)
+        assert is_overlay(next(images))
+    run = read(server.url(), 1)
+    assert run.frames[0]["shape"] == [96, 162, 3]
+    assert run.frames[0]["left"] == pytest.approx(RED, abs=ABS)
 
 
 def test_paths_follow_the_list_and_carry_names(serve):
@@ -106,9 +106,9 @@ def test_viewers_that_stop_reading_do_not_slow_the_others(serve):
     with socket.create_connection(("127.0.0.1", server.port)) as stuck:
         stuck.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         play_and_never_read(stuck, server.url())
-        with watch(server.url()) as seen:
+        with watch(server.url()) as images:
             for _ in range(120):  # some 7 MB: more than the sockets' buffers hold
-                next(seen)
+                next(images)
         assert server.facts()["configure"] == 1
 
 
@@ -133,8 +133,8 @@ def test_a_login_is_asked_for_and_never_shown(serve):
     for login in ("", "us%20er:hush@"):
         with pytest.raises(av.HTTPUnauthorizedError), watch(server.url("seg", login)):
             pass
-    with watch(server.url("seg", "us%20er:p%40ss@")) as seen:
-        assert is_overlay(next(seen))
+    with watch(server.url("seg", "us%20er:p%40ss@")) as images:
+        assert is_overlay(next(images))
     server.close()
     assert "p%40ss" not in server.log
     assert "p@ss" not in server.log
@@ -142,11 +142,11 @@ def test_a_login_is_asked_for_and_never_shown(serve):
 
 def test_closing_parts_with_viewers_and_frees_the_port(serve):
     server = serve()
-    with watch(server.url()) as seen:
-        next(seen)
+    with watch(server.url()) as images:
+        next(images)
         server.close()
         with contextlib.suppress(av.FFmpegError):  # or it ends without one
-            for _ in seen:
+            for _ in images:
                 pass
     again = serve(f"rtsp://@:{server.port}/seg")
     assert again.port == server.port
@@ -164,7 +164,7 @@ def test_a_port_that_is_taken_is_told_with_its_remedy(serve):
 
 
 @pytest.mark.parametrize(
-    ("has_device", "fails", "told"),
+    ("has_device", "fails", "warning"),
     [
         (True, "", ""),
         (False, "", "this Jetson has no encoder"),
@@ -173,29 +173,29 @@ def test_a_port_that_is_taken_is_told_with_its_remedy(serve):
     ],
 )
 def test_a_jetson_s_encoder_is_used_where_it_works(
-    serve, tmp_path, monkeypatch, has_device, fails, told
+    serve, tmp_path, monkeypatch, has_device, fails, warning
 ):
     device = tmp_path / "v4l2-nvenc"
     if has_device:
         device.touch()
     monkeypatch.setenv("NVENC_FAILS", fails)
     server = serve("rtsp://@127.0.0.1:0/seg", "--nvenc", str(device), "--jetson")
-    with watch(server.url()) as seen:
-        images = [next(seen) for _ in range(3)]
+    with watch(server.url()) as viewer:
+        images = [next(viewer) for _ in range(3)]
     assert all(is_overlay(image) for image in images)
     server.close()
     assert ("cannot be used" in server.log, "no encoder" in server.log) == (
         bool(fails),
         not has_device,
     )
-    assert server.log.count(told) == 1 or not told
+    assert server.log.count(warning) == 1 or not warning
 
 
 @pytest.mark.parametrize(("size", "is_used"), [("240x320", True), ("96x128", False)])
 def test_nvenc_is_used_for_sizes_that_it_takes(serve, size, is_used):
     server = serve("rtsp://@127.0.0.1:0/seg", "--size", size, "--jetson", "nvh264enc")
-    with watch(server.url()) as seen:
-        images = [next(seen) for _ in range(3)]
+    with watch(server.url()) as viewer:
+        images = [next(viewer) for _ in range(3)]
     assert all(is_overlay(image) for image in images)
     server.close()
     assert ("stand-in for nvh264enc" in server.log) == is_used

@@ -29,19 +29,19 @@ def read(uri, count, settings):
     (source,) = open_sources(uri)
     reader, error = ReaderNow(), None
     pictures = source.pictures(reader)
-    found = []
+    frames = []
     try:
-        found.extend(itertools.islice(pictures, count))
+        frames.extend(itertools.islice(pictures, count))
     except SourceError as exc:
         error = str(exc)
     pictures.close()
-    numbers = [number_of(picture.image) for picture in found]  # the device is closed
+    numbers = [number_of(frame.image) for frame in frames]  # the device is closed
     return {
         "numbers": numbers,
         "stamps": [stamp(number) for number in numbers],
-        "captured_at": [picture.captured_at for picture in found],
-        "clocks": sorted({picture.clock for picture in found}),
-        "shapes": sorted({picture.image.shape for picture in found}),
+        "captured_at": [frame.captured_at for frame in frames],
+        "clocks": sorted({frame.clock for frame in frames}),
+        "shapes": sorted({frame.image.shape for frame in frames}),
         "error": error,
         "lent": lent(),
         "now": time.monotonic(),
@@ -50,25 +50,25 @@ def read(uri, count, settings):
 
 def read_and_find(cases, sysfs):
     """For each source and what its driver does: what reading it tells, and how it is listed."""
-    found = []
+    rows = []
     for settings, uri in cases:
-        told = read(uri, 5, settings)
+        facts = read(uri, 5, settings)
         (device,) = find_devices(sysfs=Path(sysfs))
         listed = [str(device.path), device.name, device.problem, device.remedy]
-        found.append([told["numbers"], told["lent"], told["error"], listed])
+        rows.append([facts["numbers"], facts["lent"], facts["error"], listed])
         steer(**dict.fromkeys(settings, 0))
-    return found
+    return rows
 
 
 class Lines(logging.Handler):
-    """What was logged."""
+    """The messages logged."""
 
     def __init__(self):
         super().__init__()
-        self.found = []
+        self.messages = []
 
     def emit(self, record):
-        self.found.append(record.getMessage())
+        self.messages.append(record.getMessage())
 
 
 def lose_and_find(trouble, cure):
@@ -82,15 +82,15 @@ def lose_and_find(trouble, cure):
         stalled_after=0.5, lost_after=1.5,
     )  # fmt: skip
     times = [frame.captured_at for frame in frames]
-    return {"error": lost.error, "times": times, "told": streams.events(lines.found, NAME)}
+    return {"error": lost.error, "times": times, "events": streams.events(lines.messages, NAME)}
 
 
 def read_each(cases):
-    found = []
+    rows = []
     for uri, count, settings in cases:
-        found.append(read(uri, count, settings))
+        rows.append(read(uri, count, settings))
         steer(**dict.fromkeys(settings, 0))
-    return found
+    return rows
 
 
 def test_pictures_have_the_driver_s_times_and_outlive_its_memory(v4l2_driver):
@@ -132,12 +132,12 @@ def test_what_is_wrong_with_a_device_is_told_with_its_remedy(v4l2_driver, tmp_pa
     (tmp_path / "video7").mkdir()
     (tmp_path / "video7/name").write_text("Webcam\n")
     cases = [case[:2] for case in TROUBLES]
-    found = run_with_camera(v4l2_driver, read_and_find, cases, str(tmp_path))
-    for (numbers, lent_now, error, listed), trouble in zip(found, TROUBLES, strict=True):
-        _, uri, told, problem, remedy = trouble
+    rows = run_with_camera(v4l2_driver, read_and_find, cases, str(tmp_path))
+    for (numbers, lent_now, error, listed), trouble in zip(rows, TROUBLES, strict=True):
+        _, uri, reason, problem, remedy = trouble
         assert (numbers, lent_now) == ([], 0), trouble
         assert error.startswith(f"{uri}: cannot be read: "), trouble
-        assert told in error
+        assert reason in error
         assert listed[:3] == ["/dev/video7", "Webcam", problem], trouble
         assert remedy in listed[3]
         assert bool(remedy) == bool(listed[3]), trouble
@@ -153,11 +153,11 @@ def test_what_is_wrong_with_a_device_is_told_with_its_remedy(v4l2_driver, tmp_pa
 )
 def test_a_camera_that_is_lost_comes_back_and_others_go_on_meanwhile(v4l2_driver, trouble, reason):
     cure = dict.fromkeys(trouble, 0)
-    found = run_with_camera(v4l2_driver, lose_and_find, trouble, cure)
-    assert reason in found["error"]
-    told = [event for event in found["told"] if event != "stalled"]
-    assert told == ["running", "lost", "running again"]
-    assert found["times"] == sorted(set(found["times"]))  # nothing is repeated
+    facts = run_with_camera(v4l2_driver, lose_and_find, trouble, cure)
+    assert reason in facts["error"]
+    states = [event for event in facts["events"] if event != "stalled"]
+    assert states == ["running", "lost", "running again"]
+    assert facts["times"] == sorted(set(facts["times"]))  # nothing is repeated
 
 
 def test_devices_come_in_the_order_of_their_numbers_with_their_names(tmp_path):
@@ -170,13 +170,13 @@ def test_devices_come_in_the_order_of_their_numbers_with_their_names(tmp_path):
     (dev / "videos").mkdir(parents=True)
     for name in ("video10", "video2"):
         (dev / name).write_bytes(b"")
-    found = find_devices(dev, sysfs)
-    assert [(d.path.name, d.name, d.problem) for d in found] == [
+    devices = find_devices(dev, sysfs)
+    assert [(d.path.name, d.name, d.problem) for d in devices] == [
         ("video0", "Webcam: C920", "not in /dev"),
         ("video2", "", "no camera"),  # they are files
         ("video10", "Webcam: C920", "no camera"),
     ]
-    assert f"--device {found[0].path}" in found[0].remedy
+    assert f"--device {devices[0].path}" in devices[0].remedy
 
 
 WELL = Device(path=Path("/dev/video0"), name="Webcam")
@@ -193,6 +193,6 @@ BUSY = Device(path=Path("/dev/video2"), name="", problem="busy", remedy="Close i
 )
 def test_the_doctor_lists_cameras(monkeypatch, devices, status, detail, remedy):
     monkeypatch.setattr(doctor, "find_devices", lambda: devices)
-    (found,) = (one for one in doctor.examine() if one.topic == "cameras")
-    assert (found.status, found.detail) == (status, detail)
-    assert remedy in found.remedy
+    (line,) = (one for one in doctor.examine() if one.topic == "cameras")
+    assert (line.status, line.detail) == (status, detail)
+    assert remedy in line.remedy

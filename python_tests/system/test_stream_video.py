@@ -100,10 +100,10 @@ def test_a_file_damaged_in_the_middle_keeps_its_good_frames(clip, tmp_path):
     damaged.write_bytes(data)
     pictures, reader = read(damaged)
     assert 14 <= len(pictures) < 28
-    found = numbers(pictures)
-    assert found == sorted(found)  # old versions of FFmpeg patch a damaged one with its neighbour
-    assert found[:6] == list(range(6))
-    assert found[-6:] == list(range(22, 28))
+    frames = numbers(pictures)
+    assert frames == sorted(frames)  # old versions of FFmpeg patch a damaged one with its neighbour
+    assert frames[:6] == list(range(6))
+    assert frames[-6:] == list(range(22, 28))
     assert reader.damaged > 0
 
 
@@ -137,7 +137,7 @@ def test_files_without_a_frame_are_errors(kind, clip, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("uri", "told"),
+    ("uri", "reason"),
     [
         ("absent.mp4", "No such file or directory. Check the path."),
         ("/dev/video99", "Plug the camera in"),
@@ -147,21 +147,21 @@ def test_files_without_a_frame_are_errors(kind, clip, tmp_path):
         ("http://user:secret@no.such.invalid:81/x", "no.such.invalid"),
     ],
 )
-def test_what_is_absent_is_told_with_its_remedy(uri, told):
+def test_what_is_absent_is_told_with_its_remedy(uri, reason):
     with pytest.raises(SourceError) as raised:
         read(uri)
-    assert told in str(raised.value)
+    assert reason in str(raised.value)
     assert "secret" not in str(raised.value)
     assert raised.value.__suppress_context__
 
 
 @pytest.mark.parametrize(
-    ("status", "told"), [(401, "Check user and password"), (404, "Check the path"), (500, "")]
+    ("status", "reason"), [(401, "Check user and password"), (404, "Check the path"), (500, "")]
 )
-def test_a_camera_that_refuses_is_told_with_its_remedy(status, told):
+def test_a_camera_that_refuses_is_told_with_its_remedy(status, reason):
     with MjpegServer(status=status) as server, pytest.raises(SourceError) as raised:
         read(server.url)
-    assert told in str(raised.value)
+    assert reason in str(raised.value)
     assert "secret" not in str(raised.value)
 
 
@@ -169,7 +169,7 @@ def test_a_camera_leads_to_no_other_address():
     if int(av.__version__.split(".")[0]) < 18:
         pytest.skip("FFmpeg before 8.1 follows a redirect, whatever it is told")
     with MjpegServer() as inside, MjpegServer(status=302, leads_to=inside.url) as camera:
-        inside.pictures.release(40)
+        inside.images.release(40)
         with pytest.raises(SourceError, match="redirects are not followed"):
             read(camera.url, limit=1)
         assert (inside.requests, camera.requests) == (0, 1)
@@ -219,7 +219,7 @@ def test_a_camera_s_huge_picture_takes_no_memory(monkeypatch):
             return jpeg
 
     with Camera() as camera:
-        camera.pictures.release(40)
+        camera.images.release(40)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         with refused(SourceError, None, "127.0.0.1"):
             read(camera.url, limit=1)
@@ -242,7 +242,7 @@ PARTS = {
 @pytest.mark.parametrize("parts", PARTS)
 def test_an_mjpeg_camera_is_read_image_by_image_as_browsers_do(parts):
     with type("Camera", (MjpegServer,), PARTS[parts])() as camera:
-        camera.pictures.release(3)  # no further one has to come for the third to be given
+        camera.images.release(3)  # no further one has to come for the third to be given
         assert numbers(read(camera.url, limit=3)[0]) == [0, 1, 2]
         assert camera.requests == 1
 
@@ -254,7 +254,7 @@ def test_an_image_of_a_camera_that_was_cut_costs_itself_alone():
             return jpeg[: len(jpeg) // 2] if number == 1 else jpeg
 
     with Camera() as camera:
-        camera.pictures.release(4)
+        camera.images.release(4)
         pictures, reader = read(camera.url, limit=2)
         assert (numbers(pictures), reader.damaged) == ([0, 2], 1)
 
@@ -262,7 +262,7 @@ def test_an_image_of_a_camera_that_was_cut_costs_itself_alone():
 def test_an_address_of_one_image_is_read_again_every_second():
     still = {"kind": "image/jpeg", "first": "", "end": "", "most": 1}
     with type("Camera", (MjpegServer,), still)() as camera:
-        camera.pictures.release(3)
+        camera.images.release(3)
         pictures, reader = read(camera.url, limit=3)
         assert (len(pictures), camera.requests) == (3, 3)
         assert reader.waits == [video.STILL_EVERY] * 2
@@ -272,7 +272,7 @@ def test_a_page_instead_of_a_stream_is_told_as_what_it_is():
     page = {"kind": "text/html", "first": "<html>", "most": 1, "end": ""}
     page["encode"] = lambda *_: np.frombuffer(b"<body>a camera</body></html>", np.uint8)
     with type("Camera", (MjpegServer,), page)() as camera:
-        camera.pictures.release(9)
+        camera.images.release(9)
         with pytest.raises(SourceError, match="address of the camera.s stream"):
             read(camera.url)
 
@@ -288,12 +288,12 @@ def graded(width, height=24):
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_a_file_of_any_width(width, tmp_path):
-    path, picture = tmp_path / "clip.nut", graded(width)
+    path, pixels = tmp_path / "clip.nut", graded(width)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("rawvideo", rate=10)
         stream.height, stream.width, stream.pix_fmt = 24, width, "yuv444p"
         for _ in range(3):
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
             container.mux(stream.encode(frame.reformat(format="yuv444p")))
         container.mux(stream.encode())
     images = [picture.image for picture in read(path)[0]]
@@ -301,7 +301,7 @@ def test_a_file_of_any_width(width, tmp_path):
     for image in images:
         check_frame(image)
         assert image.flags.writeable
-        np.testing.assert_allclose(image.astype(int), picture, atol=4)  # 8 bits, twice
+        np.testing.assert_allclose(image.astype(int), pixels, atol=4)  # 8 bits, twice
 
 
 def test_all_of_this_with_the_oldest_pyav():

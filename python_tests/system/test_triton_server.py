@@ -92,11 +92,11 @@ def test_requests_change_classes_and_sizes(ask):
     with Engine(Bundle.demo("scenes"), EngineConfig(device="cpu")) as engine:
         default = labels_of(engine, frame, DEFAULT)
         for names in (*OTHERS, OTHERS[0]):
-            labels, told = ask(frame)
-            assert told == [name if isinstance(name, str) else name[0] for name in DEFAULT]
+            labels, names_out = ask(frame)
+            assert names_out == [name if isinstance(name, str) else name[0] for name in DEFAULT]
             np.testing.assert_array_equal(labels, default)
-            labels, told = ask(frame, names)
-            assert told == [name.split(", ")[0] for name in names]
+            labels, names_out = ask(frame, names)
+            assert names_out == [name.split(", ")[0] for name in names]
             np.testing.assert_array_equal(labels, labels_of(engine, frame, names))
         for height, width in ((1, 1), (719, 1281)):
             image = np.resize(frame, (height, width, 3))
