@@ -42,27 +42,20 @@ def on_gpu(monkeypatch):
 
 @pytest.mark.needs_cuda
 class TestResults:
-    def test_a_result_keeps_its_labels(self, on_gpu):
-        """Whatever is labelled later, and also after the engine is closed."""
+    def test_a_result_keeps_its_labels(self, on_gpu, monkeypatch):
+        """More than fit in pinned memory, after later frames and the engine's end."""
+        monkeypatch.setattr(workspace, "MOST_LENT", 3)
         with on_gpu(with_scores=True) as engine:
-            expected = [engine.segment(frame(seed)) for seed in range(2)]
-            copies = [(seg.labels.copy(), seg.scores.copy()) for seg in expected]
+            results = [engine.segment(frame(seed)) for seed in range(6)]
+            copies = [(seg.labels.copy(), seg.scores.copy()) for seg in results]
             row = engine.segment(frame(0)).labels[5]  # all that is left of a result
             for seed in range(2, 6):
                 engine.segment(frame(seed))
-        for seg, (labels, scores) in zip(expected, copies, strict=True):
+        assert len(engine._lane.workspace._lent) == 3
+        for seg, (labels, scores) in zip(results, copies, strict=True):
             np.testing.assert_array_equal(seg.labels, labels)
             np.testing.assert_array_equal(seg.scores, scores)
         np.testing.assert_array_equal(row, copies[0][0][5])
-
-    def test_more_results_can_be_held_than_fit_in_pinned_memory(self, on_gpu, monkeypatch):
-        monkeypatch.setattr(workspace, "MOST_LENT", 3)
-        with on_gpu() as engine:
-            first = [engine.segment(frame(seed)).labels for seed in range(6)]
-            again = [engine.segment(frame(seed)).labels.copy() for seed in range(6)]
-        assert len(engine._lane.workspace._lent) == 3
-        for one, other in zip(first, again, strict=True):
-            np.testing.assert_array_equal(one, other)
 
     def test_memory_of_collected_results_is_used_again(self, on_gpu):
         with on_gpu() as engine:

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import onnx
 import pytest
@@ -21,7 +22,7 @@ from onnx.reference import ReferenceEvaluator
 from support.command_line import run
 from support.cpus import needs_vnni, stand_in
 from support.errors import refused
-from support.quantizing import FAST, FewScenes, write_photos
+from tools.scenes import SceneDataset
 from zsseg_rt import (
     ArgumentError,
     BackendError,
@@ -41,7 +42,12 @@ from zsseg_rt.evaluation.evaluate import EngineSegmenter
 from zsseg_rt.evaluation.metrics import ConfusionMatrix, score
 from zsseg_rt.export.graph_files import describe_graph
 from zsseg_rt.export.quantized import bundle as quantizing
-from zsseg_rt.export.quantized.bundle import Agreement, choose_images, quantize_bundle
+from zsseg_rt.export.quantized.bundle import (
+    Agreement,
+    QuantizeSettings,
+    choose_images,
+    quantize_bundle,
+)
 from zsseg_rt.export.quantized.layers import (
     FORMATS,
     Range,
@@ -60,10 +66,31 @@ STORED = Path(__file__).parents[1] / "bundles" / "v1"
 INT8 = EngineConfig(device="cpu", precision="int8", use_cache=False)
 
 
+def write_photos(folder, count=8):
+    """Scenes of the drawn world as PNG files."""
+    world = SceneDataset("val")
+    for index in range(count):
+        cv2.imwrite(str(folder / f"{index}.png"), world[index].image[..., ::-1])
+    return folder
+
+
+class FewScenes(SceneDataset):
+    """The first scenes with their masks; with ``blank``, nothing is annotated."""
+
+    def __init__(self, count, blank=False):
+        super().__init__("val", length=count)
+        self.blank = blank
+
+    def __getitem__(self, index):
+        sample = super().__getitem__(index)
+        nothing = np.full_like(sample.labels, self.ignore_label)
+        return replace(sample, labels=nothing) if self.blank else sample
+
+
 def quantise(out, photos, *, bundle=None, names=None, dataset=None, **settings):
     return quantize_bundle(
         bundle or Bundle.demo("scenes"), out, photos, names or demo_classes("scenes"),
-        replace(FAST, **settings), dataset=dataset,
+        QuantizeSettings(**settings), dataset=dataset,
     )  # fmt: skip
 
 

@@ -27,7 +27,6 @@ from zsseg_rt.training.tasks.zegformer import (
 )
 
 IGNORED = 255
-WEIGHTS = SegmentWeights()
 
 
 def some(num_pictures: int, num_classes: int, size: tuple[int, int], seed: int = 0):
@@ -98,26 +97,11 @@ def test_half_precision_logits_are_compared_in_float32():
         assert loss(half, labels) == loss(half.float(), labels)
 
 
-NUM_CLASSES = 3
-
-
-def random_segments(num_pictures: int, num_segments: int, size=(4, 5), seed: int = 0) -> Segments:
-    rng = np.random.default_rng(seed)
-    logits = rng.normal(size=(num_pictures, num_segments, NUM_CLASSES + 1))
-    masks = rng.normal(scale=3, size=(num_pictures, num_segments, *size))
-    return Segments(*(torch.from_numpy(x.astype(np.float32)) for x in (logits, masks)))
-
-
-def annotations(num_pictures: int, size=(4, 5), seed: int = 0) -> torch.Tensor:
-    values = np.random.default_rng(seed).choice([0, 1, 2, 255], (num_pictures, *size))
-    return torch.from_numpy(values)
-
-
 def test_segments_without_any_class_should_be_nothing_and_nan_stays_nan():
-    segments = random_segments(2, 4)
+    segments = Segments(torch.randn(2, 4, 3 + 1), 3 * torch.randn(2, 4, 4, 5))
     parts = [part.requires_grad_(True) for part in segments]
-    targets = class_masks(torch.full((2, 4, 5), 255), NUM_CLASSES)
-    matches = match_segments(segments, targets, WEIGHTS)
+    targets = class_masks(torch.full((2, 4, 5), IGNORED), 3)
+    matches = match_segments(segments, targets, SegmentWeights())
     losses = segment_losses(segments, targets, matches, no_object=0.1)
     assert losses["focal"] == losses["dice"] == 0
     expected = -segments.logits.log_softmax(dim=-1)[..., -1].mean()
@@ -125,8 +109,8 @@ def test_segments_without_any_class_should_be_nothing_and_nan_stays_nan():
     sum(losses.values()).backward()
     assert all(part.grad.isfinite().all() for part in parts)
     diverged = Segments(*(torch.full_like(part, float("nan")) for part in segments))
-    targets = class_masks(annotations(2), NUM_CLASSES)
-    matches = match_segments(diverged, targets, WEIGHTS)
+    targets = class_masks(torch.arange(40).view(2, 4, 5) % 3, 3)
+    matches = match_segments(diverged, targets, SegmentWeights())
     losses = segment_losses(diverged, targets, matches, no_object=0.1)
     assert all(loss.isnan() for loss in losses.values())
 

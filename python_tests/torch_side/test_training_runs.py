@@ -10,37 +10,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
-torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
 
-from safetensors.torch import load_file, save_file  # noqa: E402
-
-from support import tiny, tiny_zegformer  # noqa: E402
-from support.dataset_trees import photo  # noqa: E402
-from support.errors import refused  # noqa: E402
-from support.small_runs import SIZES, STUDENT, TABLES  # noqa: E402
-from support.toy_training import alike  # noqa: E402
-from tools.scenes.words import CLASS_NAMES, SEEN  # noqa: E402
-from zsseg_rt import Engine, EngineConfig  # noqa: E402
-from zsseg_rt.cli import main  # noqa: E402
-from zsseg_rt.errors import ArgumentError, CheckpointError, VocabularyError  # noqa: E402
-from zsseg_rt.models.cat_seg.model import AggregatorConfig, ClassAttention  # noqa: E402
-from zsseg_rt.torch_files.clip_arrays import OPENAI_FILES  # noqa: E402
-from zsseg_rt.training.assembly import (  # noqa: E402
-    assemble,
-    build_model,
-    text_space,
-    train,
-)
-from zsseg_rt.training.class_embeddings import class_embeddings, embed_phrases  # noqa: E402
-from zsseg_rt.training.config import ModelConfig, TextConfig, TrainConfig  # noqa: E402
-from zsseg_rt.training.loop.checkpointing import read_checkpoint  # noqa: E402
-from zsseg_rt.training.trained import (  # noqa: E402
-    load_classes,
-    load_trained,
-    trained_segmenter,
-)
+from support import tiny, tiny_zegformer
+from support.dataset_trees import photo
+from support.errors import refused
+from support.small_runs import SIZES, STUDENT, TABLES
+from support.toy_training import alike
+from tools.scenes.words import CLASS_NAMES, SEEN
+from zsseg_rt import Engine, EngineConfig
+from zsseg_rt.cli import main
+from zsseg_rt.errors import ArgumentError, CheckpointError, VocabularyError
+from zsseg_rt.models.cat_seg.model import AggregatorConfig, ClassAttention
+from zsseg_rt.torch_files.clip_arrays import OPENAI_FILES
+from zsseg_rt.training.assembly import assemble, build_model, text_space, train
+from zsseg_rt.training.class_embeddings import class_embeddings, embed_phrases
+from zsseg_rt.training.config import ModelConfig, TextConfig, TrainConfig
+from zsseg_rt.training.loop.checkpointing import read_checkpoint
+from zsseg_rt.training.trained import load_classes, load_trained, trained_segmenter
 
 HEAD = {"hidden": 32, "num_heads": 2, "window": 2, "text_guidance": 8, "guidance": 8}
 DECODER = {"decoder": [32, 16], "up": [8, 8], "decoder_guidance": [8, 8], "padding": 32}
