@@ -36,17 +36,13 @@ def _what_is_missing() -> str:
 
 
 def require_gstreamer() -> None:
-    """Skip or fail the test where PyGObject or GStreamer is absent."""
     if missing := _what_is_missing():
         without_streams(f"GStreamer cannot be used here (tools/test.sh installs it): {missing}")
 
 
 class Report:
-    """A child's output: facts of frames, how it ended, its log."""
-
     def __init__(self, lines: list[dict], log: str) -> None:
         self.frames = [line for line in lines if "shape" in line]
-        self.resources = [line for line in lines if "threads" in line]
         self.ends = [line for line in lines if "ended" in line or "error" in line]
         self.log = log
 
@@ -120,7 +116,7 @@ class OverlayServer:
         )
         self.begun = self._answer()
         self.port = self.begun.get("port")
-        self.log, self.last = "", {}
+        self.log = ""
         if self.port is not None:
             self.wait_until(lambda facts: facts["written"] >= 1)  # before, there is no such path
 
@@ -136,7 +132,6 @@ class OverlayServer:
         return self._answer()
 
     def wait_until(self, is_so) -> dict:
-        """Facts of which ``is_so`` is true."""
         last = time.monotonic() + WITHIN
         while not is_so(facts := self.facts()):
             assert time.monotonic() < last, facts
@@ -144,9 +139,9 @@ class OverlayServer:
         return facts
 
     def close(self) -> None:
-        """Close its sink, and the process; its log and last facts are known then."""
+        """Close its sink, and the process; its log is known then."""
         self.tell("close")
-        self.last = self._answer()["closed"]
+        assert "closed" in self._answer()
         _, self.log = self.child.communicate(timeout=WITHIN)
         assert self.child.returncode == 0, self.log
 

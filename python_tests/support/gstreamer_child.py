@@ -1,8 +1,7 @@
 """A process that reads sources through GStreamer and tells what it saw, one line of JSON each.
 
-    python gstreamer_child.py URI... [--count N] [--order rgb] [--jetson [ELEMENT...]] [--times N]
-                              [--slow S] [--most-pixels N]
-                              [--on-gpu]
+    python gstreamer_child.py URI... [--count N] [--order rgb] [--jetson [ELEMENT...]]
+                              [--slow S] [--most-pixels N] [--on-gpu]
 
 A crash of GStreamer, or a thread that it leaves behind, harms no test but its own.
 """
@@ -10,7 +9,6 @@ A crash of GStreamer, or a thread that it leaves behind, harms no test but its o
 import argparse
 import json
 import logging
-import os
 import sys
 import time
 from pathlib import Path
@@ -35,8 +33,6 @@ def tell(**facts):
 
 
 class Patient(ReaderNow):
-    """Has enough after so many seconds."""
-
     def __init__(self, seconds):
         super().__init__()
         self.ends_at = time.monotonic() + seconds
@@ -84,20 +80,12 @@ def nv12_planes(frame):
     return [frame.luma, frame.chroma] if hasattr(frame, "luma") else []
 
 
-def tell_resources():
-    tell(
-        threads=len(os.listdir("/proc/self/task")),
-        descriptors=len(os.listdir("/proc/self/fd")),
-    )
-
-
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("uris", nargs="+")
     parser.add_argument("--count", type=int, default=1)
     parser.add_argument("--order", default="rgb")
     parser.add_argument("--jetson", nargs="*")
-    parser.add_argument("--times", type=int, default=1)
     parser.add_argument("--most-pixels", type=int, default=stream_source.MOST_PIXELS)
     parser.add_argument("--slow", type=float, default=0.0)
     parser.add_argument("--on-gpu", action="store_true")
@@ -111,13 +99,11 @@ def main():
         ops.core = host_core()
     pipelines.ANSWERS_WITHIN = PATIENCE
     stream_source.MOST_PIXELS = options.most_pixels
-    for uri in options.uris * options.times:
+    for uri in options.uris:
         sources = open_sources(uri, options.order)
         if options.on_gpu:
             sources = on_device(sources, "cuda:0")
         read(*sources, options.count, options.slow)
-        if options.times > 1:
-            tell_resources()
 
 
 if __name__ == "__main__":

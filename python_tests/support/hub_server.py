@@ -34,7 +34,6 @@ class Hub:
     logins: list[str | None] = field(default_factory=list)
 
     def ranges(self) -> list[str | None]:
-        """The ranges of requests for content."""
         return [wanted for _, path, wanted in self.requests if path.startswith("/cdn/")]
 
 
@@ -44,12 +43,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: Any) -> None:
         pass
-
-    def do_HEAD(self) -> None:
-        self._answer()
-
-    def do_GET(self) -> None:
-        self._answer()
 
     def _answer(self) -> None:
         hub = self.hub
@@ -68,6 +61,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_content(self.path.removeprefix("/cdn/"))
         else:
             self._redirect()
+
+    do_HEAD = do_GET = _answer  # noqa: N815
 
     def _redirect(self) -> None:
         owner, name, _, _, file = self.path.strip("/").split("/")
@@ -130,7 +125,6 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serve_hub() -> Iterator[Hub]:
-    """Run a server on a free port of this machine."""
     hub = Hub()
     handler = type("Handler", (_Handler,), {"hub": hub})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)

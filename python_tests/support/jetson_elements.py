@@ -52,7 +52,6 @@ def buffer_of(data):
 
 
 def nv12_of(rgb):
-    """An RGB picture with even sides as NV12."""
     height, width = rgb.shape[:2]
     planes = cv2.cvtColor(np.ascontiguousarray(rgb), cv2.COLOR_RGB2YUV_I420)
     chroma = planes[height:].reshape(2, height // 2, width // 2)
@@ -60,7 +59,6 @@ def nv12_of(rgb):
 
 
 def numbers_of(caps):
-    """Height, width and rate that caps name."""
     structure = caps.get_structure(0)
     _, top, bottom = structure.get_fraction("framerate")
     return structure.get_int("height")[1], structure.get_int("width")[1], f"{top}/{bottom}"
@@ -156,8 +154,6 @@ class Converter(Filter, Gst.Element):
 
 
 class Chain:
-    """Several elements that look like one."""
-
     def hold(self, text):
         inner = Gst.parse_bin_from_description(text, True)
         self.add(inner)

@@ -50,7 +50,6 @@ def open_browser() -> Iterator[object]:
 
 
 def expect(locator):
-    """Playwright's assertions, which wait for what is expected."""
     from playwright import sync_api
 
     sync_api.expect.set_options(timeout=PATIENCE)
@@ -96,7 +95,6 @@ def colours_of(pixels: np.ndarray) -> set[tuple[int, ...]]:
 
 
 def class_colours(*names: str) -> list[tuple[int, ...]]:
-    """The server's colours of these classes."""
     return [tuple(colour) for colour in palette(names).tolist()]
 
 
@@ -108,15 +106,7 @@ def set_slider(page, name: str, value: float) -> None:
     page.get_by_role("slider", name=name).fill(str(value))
 
 
-def overflow(page) -> int:
-    """Pixels that have to be scrolled to sideways."""
-    return page.evaluate(
-        "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-    )
-
-
 def accessibility_faults(page) -> str:
-    """Axe's findings as a text; empty if none."""
     from axe_playwright_python.sync_playwright import Axe
 
     results = Axe().run(page)
@@ -151,20 +141,17 @@ class ScriptedServer:
         page.route_web_socket(self.URL.replace("http", "ws") + "v1/live", self._accept)
 
     def open(self, address: str = "") -> ScriptedServer:
-        """Load the page and wait for its connection."""
         self.page.goto(self.URL + address)
         self.wait_for(lambda: self.socket is not None)
         return self
 
     def wait_for(self, condition) -> None:
-        """Wait until the page has done something that the server sees."""
         deadline = time.monotonic() + PATIENCE / 1000
         while not condition():
             assert time.monotonic() < deadline, self.received
             self.page.wait_for_timeout(20)
 
     def taken(self, kind: str) -> list[dict]:
-        """Messages of a type that the page has sent."""
         return [message for message in self.received if message["type"] == kind]
 
     def vocabulary(self) -> dict:
@@ -282,7 +269,6 @@ class ScriptedServer:
 
 
 def source(name: str, state: str, error: str | None = None, **counts: int) -> dict:
-    """The server's state of a source."""
     numbers = {"captured": 9, "labelled": 8, "dropped": 1, "damaged": 0, "reconnects": 0, **counts}
     numbers.setdefault("given_out", numbers["labelled"])
     ages = {"p50": 12.0, "p95": 23.0, "p99": 31.0}

@@ -53,20 +53,17 @@ def request(server, method, path, body=None, **headers):
 
 
 def ask(server, method, path, body=None, **headers):
-    """As :func:`request`, for answers in JSON: status and content."""
     status, _, content = request(server, method, path, body, **headers)
     return status, json.loads(content)
 
 
 def metric(server, name):
-    """A metric's value, summed over its labels."""
     lines = request(server, "GET", "/metrics")[2].decode().splitlines()
     mine = [line for line in lines if line.startswith((f"{name} ", f"{name}{{"))]
     return sum(float(line.rpartition(" ")[2]) for line in mine)
 
 
 def wait_until(holds, what):
-    """Wait for a condition, as long as a busy machine may take."""
     last = time.monotonic() + PATIENCE
     while not holds():
         assert time.monotonic() < last, f"waited in vain until {what}"
@@ -75,8 +72,6 @@ def wait_until(holds, what):
 
 @dataclass(kw_only=True)
 class SeenFrame:
-    """A frame as the page gets it."""
-
     header: dict
     image: bytes
     labels: np.ndarray
@@ -84,8 +79,6 @@ class SeenFrame:
 
 @dataclass(kw_only=True)
 class Viewer:
-    """The page's side of the WebSocket."""
-
     socket: object
     texts: list = field(default_factory=list)
 
@@ -106,7 +99,6 @@ class Viewer:
         return self._next(lambda message: isinstance(message, SeenFrame))
 
     def last(self, kind):
-        """The last text of a kind that came."""
         return next(text for text in reversed(self.texts) if text["type"] == kind)
 
     def say(self, kind, **content):
@@ -128,7 +120,6 @@ class Viewer:
 
 @contextlib.contextmanager
 def viewer(server, port=None, protocols=("zsseg.v1",), **options):
-    """A viewer of a server, if need be through another port."""
     url = f"ws://127.0.0.1:{port or server.port}/v1/live"
     options = {"max_size": None, "close_timeout": 1.0, **options}
     with connect(url, subprotocols=protocols, open_timeout=PATIENCE, **options) as socket:
@@ -149,8 +140,6 @@ def read_frame(message):
 
 @dataclass(kw_only=True)
 class ServeProcess:
-    """``zsseg-rt serve --demo`` in a process of its own."""
-
     process: subprocess.Popen
     address: str
     log: Path

@@ -37,7 +37,6 @@ def size(text):
 
 
 def counted(owner, name, counts):
-    """Count the calls of a method."""
     method = getattr(owner, name)
 
     def call(*arguments):
@@ -48,8 +47,6 @@ def counted(owner, name, counts):
 
 
 class Feed(threading.Thread):
-    """Writes a frame of each source whenever its time has come."""
-
     def __init__(self, writer, options):
         super().__init__(daemon=True)
         self.writer, self.options = writer, options
@@ -84,7 +81,6 @@ def facts_of(feed, counts):
 
 
 def obey(feed, counts):
-    """Do what the lines of the standard input say."""
     for line in sys.stdin:
         command, _, argument = line.strip().partition(" ")
         if command == "facts":

@@ -11,7 +11,6 @@ LONG = 30
 
 
 def result(index=0, size_hw=(48, 64), source="cam", label=0, **frame) -> Segmentation:
-    """A labelled frame of one class."""
     image = np.full((*size_hw, 3), 40, np.uint8)
     frame = {"captured_at": index / 10, "clock": "arrival"} | frame
     return Segmentation(
@@ -23,14 +22,12 @@ def result(index=0, size_hw=(48, 64), source="cam", label=0, **frame) -> Segment
 
 
 def open_writer(target, alpha=1.0, channel_order="rgb", **settings):
-    """The writer of one target."""
     settings = {"alpha": alpha, "channel_order": channel_order} | settings
     (writer,) = open_writers([target], **settings)
     return writer
 
 
 def open_sink(target, **settings) -> Sink:
-    """A sink that writes one target."""
     return Sink(open_writer(str(target), **settings))
 
 
@@ -44,7 +41,6 @@ def finish(sink, *results, waits=True):
 
 
 def write(target, results, **settings):
-    """Write results; returns the statistics of the sink."""
     return finish(open_sink(target, **settings), *results)
 
 

@@ -41,16 +41,13 @@ class RtspCamera:
 
     @property
     def url(self) -> str:
-        """Where it is, without a login."""
         return self.url_for(None)
 
     def url_for(self, login: str | None, path: str = "camera") -> str:
-        """Where it is, with a login or another path."""
         before = f"{login}@" if login else ""
         return f"rtsp://{before}127.0.0.1:{self.port}/{path}"
 
     def start(self) -> None:
-        """Start it, or start it again, and wait until it answers."""
         assert self._process is None, "it runs"
         call = [sys.executable, str(SCRIPT), "--port", str(self.port), *self._options]
         self._process = subprocess.Popen(call, stdout=subprocess.PIPE, text=True)
@@ -61,7 +58,6 @@ class RtspCamera:
         return int(self._value_of("first")) / 1000
 
     def kill(self) -> None:
-        """A camera that loses its power."""
         if self._process is None:
             return
         self._process.kill()
@@ -75,11 +71,9 @@ class RtspCamera:
         self._signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """It goes on."""
         self._signal(signal.SIGCONT)
 
     def change_size(self) -> None:
-        """Go on with the next of its sizes."""
         self._signal(signal.SIGUSR1)
 
     def _signal(self, number: signal.Signals) -> None:

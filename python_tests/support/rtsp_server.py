@@ -37,7 +37,6 @@ ROLE = "viewer"
 
 
 def i420_image(milliseconds, width, height):
-    """The bytes of an I420 picture that shows a time."""
     stamp = milliseconds % 2**40
     bits = stamp << 8 | sum(stamp.to_bytes(5, "big")) % 256
     rows = []
@@ -51,8 +50,6 @@ def i420_image(milliseconds, width, height):
 
 
 class Camera:
-    """Gives a picture whenever its turn has come."""
-
     def __init__(self, sizes, rate):
         self.sizes, self.rate = sizes, rate
         self.due = 0.0

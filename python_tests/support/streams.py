@@ -68,7 +68,6 @@ class Script:
 
 
 def file(name: str, count: int) -> Script:
-    """A file of so many numbered pictures."""
     return Script(name, range(count), live=False)
 
 
@@ -78,7 +77,6 @@ def label(image: np.ndarray) -> Segmentation:
 
 
 def wait_until(is_true: Callable[[], bool]) -> None:
-    """Wait until something is true."""
     ends_at = time.monotonic() + LONG
     while not is_true():
         assert time.monotonic() < ends_at
@@ -138,7 +136,6 @@ def numbered(number: int, size_hw: tuple[int, int] = (48, 64)) -> np.ndarray:
 
 
 def number_of(image: np.ndarray) -> int:
-    """The number that a picture tells, below 28."""
     return round((float(image.mean()) - 16) / 8)
 
 
@@ -218,7 +215,6 @@ class MjpegServer:
             number += 1
 
     def encode(self, number: int) -> np.ndarray:
-        """The JPEG file of a picture."""
         return cv2.imencode(".jpg", numbered(number % 28))[1]
 
     def stop(self) -> None:

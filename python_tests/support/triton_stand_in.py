@@ -40,7 +40,6 @@ def get_input_tensor_by_name(request, name):
 
 
 def backend_utils() -> SimpleNamespace:
-    """The stand-in of the module."""
     members = (Tensor, TritonError, InferenceResponse, get_input_tensor_by_name)
     return SimpleNamespace(**{member.__name__: member for member in members})
 

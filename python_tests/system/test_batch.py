@@ -71,7 +71,6 @@ def engine_with(colour_bundle):
 
 
 def resumed(engine, folder, out, **settings):
-    """Which of the folder's photos an earlier run had done, by name."""
     results = segment_photos(engine, find_photos([str(folder)]), out, resume=True, **settings)
     assert [result.error for result in results] == [None] * len(results)
     return {Path(result.photo).name for result in results if result.resumed}
@@ -320,7 +319,6 @@ def test_embeddings_of_every_set_of_prompts_decide():
 
 @pytest.fixture
 def odd_folder(folder):
-    """The photos, and one whose name is no UTF-8."""
     path = os.fsencode(folder) + b"/caf\xe9.png"
     try:
         shutil.copy(os.fsencode(folder / "a.png"), path)

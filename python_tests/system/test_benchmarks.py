@@ -31,7 +31,6 @@ SCRIPTS = [
 
 
 def run(script, *arguments, home, code=0):
-    """The report, and what was printed, of a script run as a module of the checkout."""
     parts = Path(script).with_suffix("").parts
     module = ".".join(part for part in parts if part != "__main__")
     paths = os.pathsep.join([str(ROOT), str(BENCHMARKS)])

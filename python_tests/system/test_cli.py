@@ -22,7 +22,6 @@ from zsseg_rt.bundles.pretrained import find_bundle
 from zsseg_rt.cli.options import flat_names, read_classes
 from zsseg_rt.cli.output import LinesAboveStatus, say
 from zsseg_rt.common.schema import json_text, printable
-from zsseg_rt.common.settings import changed
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.demo import demo_bundle, demo_classes, demo_photos
 from zsseg_rt.evaluation.datasets.published import class_table
@@ -263,18 +262,6 @@ def test_the_bundle_that_ships_has_a_name(tmp_path, capfd):
     assert run(*call, "--classes", demo_classes()[0], "--precision", "fp32") == 0
 
 
-def test_a_log_line_on_a_terminal_stands_above_the_status(monkeypatch):
-    terminal, other = io.StringIO(), io.StringIO()
-    for stream in (terminal, other):
-        monkeypatch.setattr(stream, "isatty", lambda stream=stream: stream is terminal)
-    record = logging.LogRecord("zsseg_rt", logging.WARNING, "", 0, "gone", None, None)
-    drawing = io.StringIO()  # what rich puts in the place of standard error while it draws
-    monkeypatch.setattr(sys, "stderr", drawing)
-    for stream in (terminal, other):
-        LinesAboveStatus(stream).emit(record)
-    assert (drawing.getvalue(), terminal.getvalue(), other.getvalue()) == ("gone\n", "", "gone\n")
-
-
 ODD = ["\x1b[2J\r\n", "a\u2028b\u2029", "\u202e\u2066", "\x7f\x85\x9b", "\udce9", "\U000e0001"]
 ODD += ["\ufeff"]
 PLAIN = ["caf\u00e9", "\u0645\u06cc\u200c\u062e", "\U0001f468\u200d\U0001f466", "9\u202fAM"]
@@ -378,12 +365,6 @@ def test_a_bad_value_is_misuse_and_named_by_its_option(capsys):
     for option in OF_ENGINES:
         assert run("segment", "--demo", option, BAD_VALUES[option]) == 2
         assert capsys.readouterr().err.startswith(f"zsseg-rt: {option}: expected")
-
-
-def test_what_differs_from_the_defaults_is_told():
-    config = EngineConfig(device="cpu", num_threads=2)
-    assert changed(config) == {"device": "cpu", "num_threads": 2}
-    assert changed(config, ("num_threads",)) == {"num_threads": 2}
 
 
 NAMES = ("red", "green", "blue, navy")

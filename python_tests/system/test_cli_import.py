@@ -144,27 +144,6 @@ def test_dense_export_from_the_command_line(tmp_path, capsys):
     assert all(line.startswith(f"zsseg-rt: {encoder}: ") for line in (cut, unheard))
 
 
-@pytest.mark.parametrize(
-    ("names", "rows"),
-    [
-        ('["red"]', b"\x93NUMPY\x01\x00\x14\x00{'descr': '<f4', 'fo\n"),
-        ("[" * 100_000, None),
-        ("\ud800", None),
-    ],
-)
-def test_damaged_text_bank_is_one_line(tmp_path, capsys, names, rows):
-    names_file, rows_file = tmp_path / "n.json", tmp_path / "r.npy"
-    names_file.write_text(names, encoding="utf-8", errors="surrogatepass")
-    np.save(rows_file, np.ones((1, 4), np.float32))
-    if rows is not None:
-        rows_file.write_bytes(rows)
-    code = run("export", "dense", tmp_path / "e.onnx", "--out", tmp_path / "x.zsseg",
-               "--size", 256, "--bank", names_file, rows_file)  # fmt: skip
-    assert code == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "--bank: cannot be read: " in line or str(names_file) in line
-
-
 def test_other_generations_of_cat_seg_are_refused(tmp_path, capsys):
     path, out = tmp_path / "model_final.pth", tmp_path / "cat_seg.zsseg"
     weights = tiny.rule_state_dict(golden_cat_seg.official_shapes(CAT_SIZES))
@@ -231,7 +210,6 @@ def test_an_imported_zegformer_agrees_with_the_model(files, tmp_path):
 
 
 def error_of(capsys, *arguments):
-    """Exit code and the one line that says why."""
     code = run("import-checkpoint", "zegformer", *arguments)
     error = capsys.readouterr().err
     lines = [line for line in error.splitlines() if line.startswith("zsseg-rt: ")]

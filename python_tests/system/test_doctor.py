@@ -83,8 +83,8 @@ def test_gstreamer_is_told_and_what_it_lacks_with_its_package(tmp_path):
 
 
 def test_without_pygobject_gstreamer_is_absent(tmp_path):
-    lacking = "import sys; sys.modules['gi'] = None"
-    status, detail, remedy = gstreamer_in_a_child(tmp_path, before=lacking)
+    before = "import sys; sys.modules['gi'] = None"
+    status, detail, remedy = gstreamer_in_a_child(tmp_path, before=before)
     assert status == "absent"
     assert "expected PyGObject" in detail
     assert "sudo apt install python3-gi" in remedy

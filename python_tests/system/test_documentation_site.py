@@ -53,18 +53,14 @@ def test_public_names_lead_to_their_docstrings(site):
     assert ":class:" not in kernels + details
 
 
-def write(folder, **pages):
-    for name, text in pages.items():
-        (folder / f"{name}.html").write_text(text, encoding="utf-8")
-
-
 def test_broken_links_and_foreign_addresses_are_found(tmp_path):
-    write(
-        tmp_path,
-        one='<p id="a"></p><a href="two.html#b">x</a><a href="https://example.org">x</a>',
-        two='<a href="#b">x</a><a href="three.html">x</a><a href="one.html#a">x</a>'
+    pages = {
+        "one": '<p id="a"></p><a href="two.html#b">x</a><a href="https://example.org">x</a>',
+        "two": '<a href="#b">x</a><a href="three.html">x</a><a href="one.html#a">x</a>'
         '<img src="//example.org/x.png"><link href="https://example.org/x.css">',
-    )
+    }
+    for name, text in pages.items():
+        (tmp_path / f"{name}.html").write_text(text, encoding="utf-8")
     (tmp_path / "x.css").write_text("@import 'https://example.org/y.css'; a { b: url(data:x) }")
     assert problems(tmp_path) == [
         "one.html: no such anchor: two.html#b",

@@ -165,7 +165,6 @@ class Ros:
 
 
 def test_ros2_node_labels_and_renames(monkeypatch):
-    """Against stand-ins: there is no ROS 2 here."""
     policy = SimpleNamespace(BEST_EFFORT=1, TRANSIENT_LOCAL=2)
     qos = {"QoSProfile": Ros, "DurabilityPolicy": policy, "ReliabilityPolicy": policy}
     modules = {

@@ -90,7 +90,6 @@ def journal():
 
 @pytest.fixture
 def lane(journal, monkeypatch):
-    """A lane that notes what is waited for and freed."""
     engine = Engine(STORED, CONFIG)
     engine.set_classes(["red", "blue"])
     lane = engine.lane()

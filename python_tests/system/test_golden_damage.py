@@ -30,7 +30,6 @@ def engine_check(engine, bundle):
 
 @pytest.fixture
 def bundle(tmp_path):
-    """A copy of the demo's bundle."""
     return shutil.copytree(demo_bundle("scenes"), tmp_path / "x.zsseg")
 
 
@@ -101,7 +100,6 @@ def test_arrays_that_do_not_fit_are_refused(name, bundle, sound):
         ([zipfile.ZipInfo(f"{i}.npy") for i in range(65)], "65 arrays"),
         ([zipfile.ZipInfo("../a.npy")], "expected a .npy file"),
     ],
-    ids=["other file", "one name twice", "many", "path"],
 )
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_archives_with_odd_entries_are_refused(entries, message, bundle):
@@ -152,7 +150,6 @@ family = create_family(bundle, EngineConfig())
         {"class_names": np.array(["a"] * 28)},
         {"frame": np.zeros((1, 40000, 3), np.uint8), "labels": np.zeros((1, 40000), np.uint8)},
     ],
-    ids=["width", "NaN", "one name", "wide frame"],
 )
 def test_classes_and_frames_that_the_bundle_does_not_take(arrays, bundle, sound):
     read = put(bundle, npz(sound | arrays))

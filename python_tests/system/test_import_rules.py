@@ -27,7 +27,6 @@ print(sorted(sys.modules))
 
 
 def loaded_by(*names):
-    """Names of all modules that importing some loads, in a process of its own."""
     return ast.literal_eval(python("-c", LOADED, *names).stdout)
 
 

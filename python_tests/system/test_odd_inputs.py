@@ -34,7 +34,6 @@ def halves(left: str, right: str, height: int = HEIGHT, width: int = WIDTH) -> n
 def saved(
     kind: str, mode: str = "RGB", *, pixels: np.ndarray | None = None, **options: Any
 ) -> bytes:
-    """A picture as Pillow writes it."""
     from PIL import Image
 
     image = Image.fromarray(halves("red", "blue") if pixels is None else pixels)
@@ -61,7 +60,6 @@ def thumbnailed(data: bytes) -> bytes:
 
 
 def write(path: Path, data: bytes | Callable[[Path], None]) -> Path:
-    """Write a file, or let a function make it."""
     if callable(data):
         data(path)
     else:

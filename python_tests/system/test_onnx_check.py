@@ -194,7 +194,6 @@ HOSTILE = {
 
 
 def change(model, statement):
-    """Carry out a statement of the table above."""
     graph = model.graph
 
     def node(kind, inputs, outputs, **attributes):
@@ -248,7 +247,6 @@ def test_bytes_that_readers_take_differently_are_refused(model, name):
 
 
 def refusal(content):
-    """The message of the BackendError, None without one."""
     try:
         check_graph(memoryview(content), "g.onnx")
     except BackendError as error:

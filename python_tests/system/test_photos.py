@@ -256,24 +256,17 @@ def test_ordinary_suffixes_are_photos_and_what_cannot_be_read_is_told(
     assert "pip install '.[heif]'" in message
 
 
-def needs(module, what):
-    return pytest.mark.skipif(importlib.util.find_spec(module) is None, reason=f"needs {what}")
-
-
 @pytest.mark.parametrize(
-    "format_",
-    [
-        pytest.param("AVIF", marks=needs("PIL.AvifImagePlugin", "Pillow 11.3")),
-        pytest.param("HEIF", marks=needs("pillow_heif", "pip install '.[heif]'")),
-    ],
+    ("format_", "module"), [("AVIF", "PIL.AvifImagePlugin"), ("HEIF", "pillow_heif")]
 )
-def test_heic_and_avif_are_read_where_a_package_decodes_them(format_, tmp_path, monkeypatch):
+def test_heic_and_avif_are_read_where_a_package_decodes_them(
+    format_, module, tmp_path, monkeypatch
+):
     from PIL import Image
 
+    decoder = pytest.importorskip(module, reason="needs Pillow 11.3, pip install '.[heif]'")
     if format_ == "HEIF":
-        import pillow_heif
-
-        pillow_heif.register_heif_opener()
+        decoder.register_heif_opener()
     exif, path = Image.Exif(), tmp_path / f"phone.{format_}"
     exif[0x0112] = 6  # the camera was turned: shown rotated by 90 degrees clockwise
     for turn in ({}, {"exif": exif.tobytes()}):

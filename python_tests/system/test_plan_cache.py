@@ -1,6 +1,5 @@
 """The plan cache: one build a key, checked on reading, whole files or none; proofs of plans."""
 
-import json
 import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +11,7 @@ import pytest
 from support.errors import refused
 from support.rtx_plans import PLAN_KEY
 from zsseg_rt import Engine, EngineConfig, engine
-from zsseg_rt.backends.plan_cache import Plan, PlanCache, kernels_path
+from zsseg_rt.backends.plan_cache import Plan, PlanCache
 from zsseg_rt.common import files as store
 from zsseg_rt.errors import BackendError
 from zsseg_rt.runtime.self_check import SelfCheck, StageCheck, prove_plans
@@ -32,32 +31,6 @@ class Builder:
 
 def files(folder):
     return sorted(p.name for p in (folder / "engines").glob("*") if not p.name.endswith(".lock"))
-
-
-def stored(folder):
-    cache = PlanCache(folder, PLAN_KEY)
-    cache.get_or_build(Builder())
-    return cache, cache.path
-
-
-def test_file_name_and_record_say_what_the_plan_is(tmp_path):
-    _, path = stored(tmp_path)
-    assert path.name.startswith("decoder-tensorrt-10.3.0-sm87-orin-float16-")
-    head = json.loads(path.open("rb").readline())
-    assert head["key"]["graph_sha256"] == "ab" * 32
-    assert head["key"]["shapes"] == {"classes": [1, 32, 1024]}
-    assert head["about"] == REPORT
-
-
-def test_discard_makes_the_next_request_build(tmp_path, caplog):
-    cache, path = stored(tmp_path)
-    kernels_path(path).write_bytes(b"compiled for the plan")
-    cache.discard("the runtime refused it")
-    assert files(tmp_path) == []
-    assert "the runtime refused it" in caplog.text
-    builder = Builder()
-    cache.get_or_build(builder)
-    assert builder.calls == 1
 
 
 def test_a_cache_folder_that_is_a_file_is_a_warning(tmp_path, caplog):

@@ -23,7 +23,6 @@ def spec_of(function, **arguments):
 
 @pytest.fixture
 def child():
-    """Opens children, and ends all of them after the test."""
     opened = []
 
     def open_one(name, function, **arguments):

@@ -154,7 +154,6 @@ def test_the_threshold_can_be_set(server):
 
 @pytest.fixture(scope="module")
 def expected():
-    """The engine's result for the photo."""
     with Engine(demo_bundle("scenes"), EngineConfig(device="cpu")) as engine:
         engine.set_classes(WORDS)
         return engine.segment(read_photo(demo_photos("scenes")[0]))

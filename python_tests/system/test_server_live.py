@@ -46,7 +46,6 @@ def server():
 
 
 def closed_with(page):
-    """The code with which the server closes."""
     last = time.monotonic() + PATIENCE
     while time.monotonic() < last:
         try:
@@ -364,7 +363,6 @@ def test_a_camera_that_stalls_and_is_lost_is_told_of_until_it_is_back():
 
 
 def states(page, last):
-    """Wait for a state of the last source."""
     while page.text("state")["sources"][-1]["state"] != last:
         pass
 
@@ -403,7 +401,6 @@ def raw(server, request=b"", receive_buffer=None, address="127.0.0.1"):
 
 
 def read_all(client):
-    """Everything until the server closes or cuts the connection."""
     parts = []
     with contextlib.suppress(ConnectionResetError):
         while part := client.recv(65536):

@@ -134,12 +134,3 @@ def test_frames_that_are_too_large_never_reach_the_decoder(rtsp_cameras):
         camera.change_size()
         end = next(line for line in lines if line.get("shape") != [240, 320, 3])
     assert "got 480x360" in end["message"]
-
-
-def test_cameras_that_come_and_go_leave_nothing_behind(rtsp_cameras):
-    run = read(rtsp_cameras().url, 2, "--times", "8")
-    descriptors = [r["descriptors"] for r in run.resources]
-    threads = [r["threads"] for r in run.resources]
-    assert len(run.frames) == 16
-    assert max(descriptors[4:]) <= max(descriptors[:4]) + 2
-    assert max(threads[4:]) <= max(threads[:4]) + 4  # GLib's pool

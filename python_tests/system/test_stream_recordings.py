@@ -262,8 +262,7 @@ time.sleep(60)
 
 
 @pytest.mark.parametrize(
-    ("target", "rotation"),
-    [("a.jsonl", []), ("m/", []), ("a.jsonl", ["1h", "7d"])],
+    ("target", "rotation"), [("a.jsonl", []), ("m/", []), ("a.jsonl", ["1h", "7d"])]
 )
 def test_two_processes_do_not_write_one_output(tmp_path, target, rotation):
     target = f"{tmp_path}/{target}"

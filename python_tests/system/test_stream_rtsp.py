@@ -40,7 +40,6 @@ SOON = Patience(first_retry=0.1, longest_retry=0.4)
 
 
 def read(url, count):
-    """So many pictures of a camera."""
     (source,) = open_sources(url)
     pictures = source.pictures(ReaderNow())
     frames = list(itertools.islice(pictures, count))
@@ -142,7 +141,6 @@ def test_a_camera_that_is_lost_comes_back_and_others_go_on_meanwhile(rtsp_camera
 
 
 def use():
-    """Threads and descriptors of this process."""
     return len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))
 
 

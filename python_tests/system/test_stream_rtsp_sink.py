@@ -34,7 +34,6 @@ def _has_gstreamer():
 
 @pytest.fixture
 def serve():
-    """Starts servers that end with the test."""
     running = []
 
     def start(*arguments):
@@ -254,7 +253,6 @@ def connect(server, address="127.0.0.1"):
 
 
 def is_served(server, address="127.0.0.1"):
-    """Whether a new visitor gets an answer."""
     with contextlib.suppress(ConnectionError), connect(server, address) as client:
         client.sendall(OPTIONS + b"\r\n")
         return client.recv(15) == b"RTSP/1.0 200 OK"

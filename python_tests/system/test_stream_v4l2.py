@@ -48,21 +48,19 @@ def read(uri, count, settings):
     }
 
 
-def read_and_find(cases, sysfs):
+def read_each(cases, sysfs=None):
     """For each source and what its driver does: what reading it tells, and how it is listed."""
     rows = []
-    for settings, uri in cases:
-        facts = read(uri, 5, settings)
-        (device,) = find_devices(sysfs=Path(sysfs))
-        listed = [str(device.path), device.name, device.problem, device.remedy]
-        rows.append([facts["numbers"], facts["lent"], facts["error"], listed])
+    for uri, count, settings in cases:
+        rows.append(read(uri, count, settings))
+        if sysfs is not None:
+            (device,) = find_devices(sysfs=Path(sysfs))
+            rows[-1]["listed"] = [str(device.path), device.name, device.problem, device.remedy]
         steer(**dict.fromkeys(settings, 0))
     return rows
 
 
 class Lines(logging.Handler):
-    """The messages logged."""
-
     def __init__(self):
         super().__init__()
         self.messages = []
@@ -83,14 +81,6 @@ def lose_and_find(trouble, cure):
     )  # fmt: skip
     times = [frame.captured_at for frame in frames]
     return {"error": lost.error, "times": times, "events": streams.events(lines.messages, NAME)}
-
-
-def read_each(cases):
-    rows = []
-    for uri, count, settings in cases:
-        rows.append(read(uri, count, settings))
-        steer(**dict.fromkeys(settings, 0))
-    return rows
 
 
 def test_pictures_have_the_driver_s_times_and_outlive_its_memory(v4l2_driver):
@@ -131,13 +121,13 @@ TROUBLES = [
 def test_what_is_wrong_with_a_device_is_told_with_its_remedy(v4l2_driver, tmp_path):
     (tmp_path / "video7").mkdir()
     (tmp_path / "video7/name").write_text("Webcam\n")
-    cases = [case[:2] for case in TROUBLES]
-    rows = run_with_camera(v4l2_driver, read_and_find, cases, str(tmp_path))
-    for (numbers, lent_now, error, listed), trouble in zip(rows, TROUBLES, strict=True):
-        _, uri, reason, problem, remedy = trouble
-        assert (numbers, lent_now) == ([], 0), trouble
-        assert error.startswith(f"{uri}: cannot be read: "), trouble
-        assert reason in error
+    cases = [(uri, 5, settings) for settings, uri, *_ in TROUBLES]
+    rows = run_with_camera(v4l2_driver, read_each, cases, str(tmp_path))
+    for row, trouble in zip(rows, TROUBLES, strict=True):
+        (_, uri, reason, problem, remedy), listed = trouble, row["listed"]
+        assert (row["numbers"], row["lent"]) == ([], 0), trouble
+        assert row["error"].startswith(f"{uri}: cannot be read: "), trouble
+        assert reason in row["error"]
         assert listed[:3] == ["/dev/video7", "Webcam", problem], trouble
         assert remedy in listed[3]
         assert bool(remedy) == bool(listed[3]), trouble

@@ -70,8 +70,7 @@ def test_shell_scripts_help_and_refuse_instead_of_starting_to_work(script, tmp_p
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    ["--fats", "--fast --nightly", "--fast --cov", "-z", "-k", "no_such_file"],
+    "arguments", ["--fats", "--fast --nightly", "--fast --cov", "-z", "-k", "no_such_file"]
 )
 def test_the_test_command_refuses_what_it_does_not_know(arguments, tmp_path):
     code, out, err = shell(ROOT / "tools" / "test.sh", *arguments.split(), folder=tmp_path)
@@ -87,7 +86,6 @@ def test_the_test_command_refuses_what_it_does_not_know(arguments, tmp_path):
         ["python_tests/unit/test_files.py::test_x", "--pdb", "--fast"],
         ["--nightly", "--", "--cov", "no_such_file.py"],
     ],
-    ids=" ".join,
 )
 def test_the_test_command_passes_on_what_pytest_knows(arguments, tmp_path):
     """It goes on to its first step, and ends there: no compiler is on the PATH."""
@@ -111,7 +109,6 @@ def test_grid(a, b, c): pass
 
 
 def collected(folder, *arguments):
-    """Names of the tests that would run."""
     (folder / "conftest.py").write_text(CONFTEST)
     for name in ("test_ops_some.py", "test_other.py"):
         (folder / name).write_text(CASES)
