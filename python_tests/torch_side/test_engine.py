@@ -327,14 +327,12 @@ class TestVocabularyTakenBack:
         with refused(ShapeError, "embeddings"):
             engine.set_classes(wide)
 
-    @pytest.mark.parametrize(
-        "settings", [{"background": ["sky"]}, {"templates": ["{}"]}, {"embeddings": np.ones(3)}]
-    )
-    def test_beside_what_it_holds(self, engine, settings):
+    def test_beside_what_it_holds(self, engine):
         vocabulary = engine.set_classes(COLOURS)
-        (name,) = settings
-        with refused(ArgumentError, name, "Vocabulary"):
-            engine.set_classes(vocabulary, **settings)
+        more = {"background": ["sky"], "templates": ["{}"], "embeddings": np.ones(3)}
+        for name, value in more.items():
+            with refused(ArgumentError, name, "Vocabulary"):
+                engine.set_classes(vocabulary, **{name: value})
 
 
 def test_num_threads_is_the_engines_own(monkeypatch):
@@ -349,14 +347,12 @@ def test_num_threads_is_the_engines_own(monkeypatch):
     monkeypatch.setattr(ops, "upsample_argmax", counting)
     with (
         Engine(STORED, EngineConfig(**PLAIN, num_threads=3)) as three,
-        Engine(STORED, EngineConfig(**PLAIN, num_threads=1)) as one,
         Engine(STORED, EngineConfig(**PLAIN)) as free,
     ):
-        for engine in (three, one, free):
+        for engine in (three, free, three):
             engine.set_classes(COLOURS)
-        for engine in (three, one, free, three):
             engine.segment(frame())
-    assert seen == [3, 1, before, 3]
+    assert seen == [3, before, 3]
     assert ops.get_num_threads() == before
 
 

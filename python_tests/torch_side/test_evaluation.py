@@ -237,28 +237,21 @@ def run(zegclip_model, tmp_path_factory):
     return save_run(tmp_path_factory.mktemp("run"), zegclip_model, tiny.text_embeds(5, 32))
 
 
-@pytest.fixture
-def photos(tmp_path):
-    noise, root = NoisePictures(7), tmp_path / "data"
-    for kind in ("images", "masks"):
-        (root / kind).mkdir(parents=True)
-        for index in range(3):
-            content = getattr(noise[index], {"images": "image", "masks": "labels"}[kind])
-            cv2.imwrite(str(root / kind / f"{index}.png"), content)
-    (root / "classes.txt").write_text("\n".join(noise.class_names))
-    return root
-
-
 def test_a_run_and_its_bundle_label_alike(
-    zegclip_model, zegclip_bundle, photos, tmp_path, monkeypatch, capsys
+    zegclip_model, zegclip_bundle, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setenv("ZSSEG_HOME", str(tmp_path / "home"))
-    bundle = Bundle.load(zegclip_bundle)
-    names = tuple(f"name {index}" for index in range(7))
+    bundle, noise, root = Bundle.load(zegclip_bundle), NoisePictures(7), tmp_path / "data"
+    names = noise.class_names
+    for kind, part in (("images", "image"), ("masks", "labels")):
+        (root / kind).mkdir(parents=True)
+        for index in range(3):
+            cv2.imwrite(str(root / kind / f"{index}.png"), getattr(noise[index], part))
+    (root / "classes.txt").write_text("\n".join(names))
     seen = tuple(names.index(name) for name in bundle.head.seen)
     embeds = embed_phrases(zegclip_model.text_encoder, names, bundle.text.templates)
     run = save_run(tmp_path / "run", zegclip_model, embeds, names=names, phrases=names, seen=seen)
-    data = ["--dataset", "folder", "--root", photos, "--split", "all", "--device", "cpu"]
+    data = ["--dataset", "folder", "--root", root, "--split", "all", "--device", "cpu"]
     written = []
     for model in ([run], [zegclip_bundle, "--precision", "float32"]):
         arguments = [*model, *data, "--json", tmp_path / "report.json"]

@@ -198,22 +198,19 @@ def test_classes_in_parts_are_recorded_too(monkeypatch, placed, launched, tmp_pa
 
 def test_a_vocabulary_is_whole_on_the_device_before_its_first_frame(monkeypatch, placed):
     """Its arrays on the host may be freed or changed as soon as they were adopted."""
-    seen = []
-    upload, synchronize = Workspace.upload, Workspace.synchronize
-    upload_frame = Workspace.upload_frame
+    calls = []
+
+    def note(name):
+        method = getattr(Workspace, name)
+        monkeypatch.setattr(Workspace, name, lambda *a: (calls.append(name), method(*a))[1])
 
     with open_engine("descriptor", placed) as engine:
         engine.set_classes(**vocabulary(engine, 5))
         engine.segment(frame(0))
-        monkeypatch.setattr(Workspace, "upload", lambda *a: (seen.append("copy"), upload(*a))[1])
-        monkeypatch.setattr(
-            Workspace, "synchronize", lambda self: (seen.append("wait"), synchronize(self))[1]
-        )
-        monkeypatch.setattr(
-            Workspace, "upload_frame", lambda *a: (seen.append("frame"), upload_frame(*a))[1]
-        )
+        for name in ("upload", "synchronize", "upload_frame"):
+            note(name)
         engine.set_classes(**vocabulary(engine, 6, seed=1))
         engine.segment(frame(1))
-    before = seen[: seen.index("frame")]
-    assert "copy" in before
-    assert before[-1] == "wait"
+    before = calls[: calls.index("upload_frame")]
+    assert "upload" in before
+    assert before[-1] == "synchronize"

@@ -71,13 +71,6 @@ def shapes_and_rules(engine, as_pixels):
     return results * (3 // turns)
 
 
-def three_rules(engine, as_pixels):
-    times = 1 if as_pixels else 3
-    limits = [limit for limit in (0.5, 0.52, 0.54) for _ in range(times)]
-    results = [label(engine, "RGB", 4, unknown_below=limit) for limit in [*limits, 0.5]]
-    return [results[n // 3] for n in range(10)] if as_pixels else results
-
-
 def checks_in_turns(engine, as_pixels):
     """The golden sample has classes of its own, in the same buffers."""
     results = []
@@ -189,8 +182,6 @@ def cases():
         yield "arrays of another library", case
     yield "9 names", Case("aggregation", [(words(9), frames())], 1, 3)
     yield "kinds in turns", Case("descriptor", [(words(5), kinds_in_turns)], 1, 7)
-    rules = Case("descriptor", [(words(9), three_rules)], 3, 6, most_captures=2, is_varied=False)
-    yield "more rules than are kept", rules
     parts = Case("proposals", [(words(9), frames(3))], most_captures=2)
     yield "more parts than are kept", parts
     yield "lanes", Case("descriptor", [(words(9), in_lanes)], 2, 6, {"num_lanes": 2})

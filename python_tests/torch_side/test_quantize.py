@@ -364,11 +364,9 @@ def test_the_emulated_graph_rounds_as_e4m3_does():
 
 
 def build_plan(path, precision, capability):
-    from zsseg_rt.backends._tensorrt import BACKEND as TENSORRT
-
     axes = {"classes": (1, 8, 64), "regions": (1, 2, 4)}
     options = BackendOptions(compute_capability=capability, dynamic_axes=axes)
-    return TENSORRT.build_plan(path, precision=precision, options=options).report
+    return _tensorrt.BACKEND.build_plan(path, precision=precision, options=options).report
 
 
 @pytest.fixture

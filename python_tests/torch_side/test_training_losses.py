@@ -66,27 +66,19 @@ def test_binary_cross_entropy_is_torchs_on_one_hot_labels(num_classes):
     torch.testing.assert_close(binary_cross_entropy(logits, labels), expected)
 
 
-def test_a_batch_without_any_class():
-    logits = some(2, 3, (5, 4))[0].requires_grad_(True)
-    labels = torch.full((2, 5, 4), IGNORED)
-    focal, dice = mask_losses(logits, labels)
-    entropy = cross_entropy(logits, labels)
-    assert (dice.item(), entropy.item()) == (0, 0)
-    assert focal.item() > 0
-    (focal + dice + entropy).backward()
-    assert logits.grad.isfinite().all()
-
-
 def test_losses_of_certain_logits_stay_finite():
     logits = torch.full((1, 2, 3, 3), 1e4)
     logits[:, 1] = -1e4
     logits.requires_grad_(True)
     for label in (0, 1, IGNORED):
-        focal, dice = mask_losses(logits, torch.full((1, 3, 3), label))
-        total = focal + dice + cross_entropy(logits, torch.full((1, 3, 3), label))
-        (gradient,) = torch.autograd.grad(total, logits)
-        assert total.isfinite()
+        labels = torch.full((1, 3, 3), label)
+        focal, dice = mask_losses(logits, labels)
+        entropy = cross_entropy(logits, labels)
+        (gradient,) = torch.autograd.grad(focal + dice + entropy, logits)
+        assert (focal + dice + entropy).isfinite()
         assert gradient.isfinite().all()
+    assert (dice.item(), entropy.item()) == (0, 0)  # of a batch without any class
+    assert focal.item() > 0
 
 
 def test_half_precision_logits_are_compared_in_float32():
@@ -268,14 +260,15 @@ def test_descriptor_masks_labels_and_parameters(step):
 
 
 @pytest.mark.parametrize("step", DESCRIPTOR_STEPS[2:], indirect=True, ids="-".join)
-@pytest.mark.parametrize("what", ["queries", "patches"])
-def test_recovery(step, what):
+def test_recovery(step):
     recovery = step.outputs[0].recovery
-    key = {"queries": "q", "patches": "lateral"}[what]
-    assert_close(getattr(recovery, what).detach(), step.golden(key))
-    targets = getattr(recovery, {"queries": "query_targets", "patches": "patch_targets"}[what])
-    assert_close(targets, step.golden(f"ori_{key}"))
-    assert not targets.requires_grad
+    for found, targets, key in (
+        (recovery.queries, recovery.query_targets, "q"),
+        (recovery.patches, recovery.patch_targets, "lateral"),
+    ):
+        assert_close(found.detach(), step.golden(key))
+        assert_close(targets, step.golden(f"ori_{key}"))
+        assert not targets.requires_grad
 
 
 @pytest.mark.parametrize("step", [("zegformer", "train")], indirect=True, ids="-".join)
@@ -336,28 +329,17 @@ def batch(system="zegclip", size=(64, 64), num_images=2):
     return Batch(images.to(torch.uint8), torch.tensor([size] * num_images), labels, names)
 
 
-@pytest.mark.parametrize(
-    ("system", "settings", "share"),
-    [
-        *((s, {"protocol": p}, 0.8)
-          for s in DESCRIPTORS for p in ("inductive", "transductive", "supervised")),
-        ("cosine_head", {"learning_rate": 1e-3}, 1.0),
-        ("zegformer", {}, 0.9),
-        ("zegformer", {"protocol": "supervised"}, 0.9),
-    ],
-)  # fmt: skip
-def test_losses_fall(task, system, settings, share):
-    one, given, losses = task(system, **settings), batch(system), []
+def test_losses_of_the_cosine_head_fall(task):
+    """Of the others, gradients are compared with the official ones."""
+    one, given, losses = task("cosine_head", learning_rate=1e-3), batch(), []
     optimizer = torch.optim.AdamW(one.parameter_groups())
-    for _ in range(8 if system == "zegformer" else 12):
+    for _ in range(12):
         total = sum(one(given).values())
         optimizer.zero_grad()
         total.backward()
-        if system == "zegformer":
-            torch.nn.utils.clip_grad_norm_(one.model.parameters(), 0.01)
         optimizer.step()
         losses.append(total.item())
-    assert losses[-1] < share * losses[0]
+    assert losses[-1] < losses[0]
 
 
 @pytest.mark.parametrize("system", UNSEEN_OF)
