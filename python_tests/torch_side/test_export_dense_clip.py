@@ -135,27 +135,13 @@ def broken_file(kind, path):
         path.write_bytes(path.read_bytes()[:-1000])
     elif kind == "no text tower":
         save_file({k: v.contiguous() for k, v in state.items() if k.startswith("visual.")}, path)
-    elif kind == "another model":
-        save_file({f"vision_model.{k}": v.contiguous() for k, v in state.items()}, path)
     elif kind == "absent tensor":
         save(path, **{name: None})
-    elif kind == "shape":
-        save(path, **{name: state[name][:, :-1].contiguous()})
     elif kind == "nan":
         save(path, **{name: state[name] * float("nan")})
-    elif kind == "integers":
-        save(path, **{name: state[name].int()})
-    elif kind == "text":
-        path.write_text("no weights")
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        *("damaged", "no text tower", "another model", "absent tensor"),
-        *("shape", "nan", "integers", "text", "missing"),
-    ],
-)
+@pytest.mark.parametrize("kind", ["damaged", "no text tower", "absent tensor", "nan", "missing"])
 def test_files_that_are_no_clip_are_refused(kind, tmp_path):
     path, out = tmp_path / "clip.safetensors", tmp_path / "a.zsseg"
     broken_file(kind, path)

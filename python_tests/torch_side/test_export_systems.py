@@ -23,19 +23,8 @@ from zsseg_rt.backends.base import BackendOptions
 from zsseg_rt.backends.registry import get_backend
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.bundles.specs import FAMILIES
-from zsseg_rt.errors import (
-    ArgumentError,
-    BundleError,
-    CheckpointError,
-    ShapeError,
-    VocabularyError,
-)
-from zsseg_rt.export import (
-    bundle_writer,
-    export_bundle,
-    export_dense_bundle,
-    verify_bundle,
-)
+from zsseg_rt.errors import ArgumentError, BundleError, CheckpointError, ShapeError, VocabularyError
+from zsseg_rt.export import bundle_writer, export_bundle, export_dense_bundle, verify_bundle
 from zsseg_rt.export.exporters import EXPORTERS
 from zsseg_rt.export.options import ENCODER_OPTIONS, MODEL_OPTIONS, ExportOptions
 from zsseg_rt.models import from_official

@@ -164,17 +164,6 @@ def test_synonyms_and_background_compete_as_phrases(engine):
     assert len(np.unique(plain)) > 1
 
 
-def test_more_than_254_classes(engine, checkpoint):
-    model = build(checkpoint, background_threshold=0.9)
-    embeds, frame = tiny.text_embeds(300, 32).numpy(), frame_of(64, 96)
-    engine.set_classes([f"n{i}" for i in range(300)], embeddings=embeds)
-    found = engine.segment(frame, unknown_below=0.9).labels
-    labels, _, clear = torch_labels(model, frame, embeds)
-    expected = np.where(labels < 0, 65535, labels)
-    assert found.dtype == np.uint16
-    np.testing.assert_array_equal(found[clear], expected[clear])
-
-
 @pytest.mark.parametrize("threshold", [None, 1.0])
 def test_evaluation_labels_as_the_engine_and_as_the_paper(engine, checkpoint, threshold):
     from zsseg_rt.training.trained import TorchSegmenter

@@ -20,7 +20,6 @@ from zsseg_rt.training.trained import TorchSegmenter
 
 pytestmark = pytest.mark.usefixtures("without_gradients")
 
-CROSS = "multihead_attn.k.bias"
 VISUAL = golden_cat_seg.CLIP + "visual."
 PREDICTOR = "sem_seg_head.predictor."
 FIRST = "backbone.transformer.resblocks.0."

@@ -18,7 +18,6 @@ from zsseg_rt.errors import ArgumentError, DeviceError, ShapeError
 from zsseg_rt.ops import reference
 
 ACTIVATIONS = ["none", "sigmoid", "softmax"]
-NORMALISATION = {"scale": (0.9, 1.1, 1.0), "offset": (0.1, -0.2, 0.0)}
 
 
 def random_frame(height, width):
@@ -79,10 +78,6 @@ def smooth_masks(count, height, width, seed=0):
 
 def picture(height, width):
     return np.random.default_rng(1).standard_normal((3, height, width)).astype(np.float32)
-
-
-def boxes_of(masks, canvas_hw):
-    return np.ascontiguousarray(reference.mask_boxes(masks, canvas_hw)[:, :4])
 
 
 def scores_of(num_classes, num_regions, seed=2):
@@ -299,22 +294,6 @@ def test_pixels_of_no_class_are_unknown_whatever_the_table_says(device):
         assert (device.fetch(labels) == np.iinfo(dtype).max).all()
 
 
-@pytest.mark.needs_cuda
-@pytest.mark.parametrize(("told", "counts"), [(-3, 0), (2, 2), (1000, 9)])
-def test_on_a_gpu_the_number_is_read_when_the_kernel_runs(device, told, counts):
-    """So that a recorded call serves several vocabularies; out of range, the nearest counts."""
-    if device.name == "cpu":
-        pytest.skip("the CPU reads it at once")
-    logits, number = random_logits(2, 9, 6, 5), device.place(np.array([9], np.int32))
-    placed = device.place(logits)
-    number.copy_from(np.array([told], np.int32), stream=device.stream)
-    labels, _ = ops.upsample_argmax(placed, (43, 37), num_classes=number, stream=device.stream)
-    expected, _ = reference.upsample_argmax(
-        logits, (43, 37), num_classes=np.array([counts], np.int32)
-    )
-    np.testing.assert_array_equal(device.fetch(labels), expected)
-
-
 def warp_arguments(size, reach):
     """Flows of up to ``reach`` cells; weights below 0 and above 1 among them."""
     rng = np.random.default_rng(size)
@@ -381,25 +360,6 @@ def test_what_lies_outside_on_a_gpu_is_moved_inside():
     none = place(np.zeros((0, 8, 8), np.float32)), place(regions), place(wild[:0])
     with refused(ArgumentError, "regions"):
         ops.crop_regions(placed[0], *none, side=9)
-
-
-@pytest.mark.parametrize("style", ["cropmask", "crop", "mask"])
-def test_crops_of_boxes_as_they_were_found(device, style):
-    """On a GPU neither regions nor boxes come back to the host in between."""
-    masks, image = smooth_masks(6, 16, 12), picture(61, 97)
-    regions = np.array([5, 0, 3, 4, 1, 1], np.int32)
-    placed = device.place(masks)
-    boxes = ops.mask_boxes(placed, (61, 97), stream=device.stream)
-    settings = {"side": 33, "style": style, **NORMALISATION}
-    crops = ops.crop_regions(
-        device.place(image), placed, device.place(regions), boxes, stream=device.stream, **settings
-    )
-    own = boxes_of(masks, (61, 97))[regions]
-    expected = reference.crop_regions(image, masks, regions, own, **settings)
-    np.testing.assert_allclose(device.fetch(crops), expected, rtol=0, atol=CROP)
-    every = reference.mask_boxes(masks, (61, 97))
-    again = reference.crop_regions(image, masks, regions, every, **settings)
-    np.testing.assert_array_equal(again, expected)
 
 
 def test_lent_memory_is_enough_and_too_little_is_refused(device):
@@ -481,18 +441,6 @@ def test_no_class_counts(device):
     logits = device.place(random_logits(1, 40, 6, 5))
     labels, _ = ops.upsample_argmax(logits, (43, 37), num_classes=number, stream=device.stream)
     assert (device.fetch(labels) == 255).all()
-
-
-def test_windows_are_added_to_what_is_there(device):
-    logits = random_embeds(2, 9, 4, 5)
-    shares, places = np.abs(random_embeds(7, 9)), [(0, 0), (3, 4)]
-    placed = device.place(logits), device.place(shares)
-    out = ops.merge_windows(*placed, places, stream=device.stream)
-    again = ops.merge_windows(*placed, places, add=True, out=out, stream=device.stream)
-    assert again is out
-    expected = reference.merge_windows(logits, shares, places)
-    reference.merge_windows(logits, shares, places, add=True, out=expected)
-    np.testing.assert_array_equal(device.fetch(out), expected)
 
 
 @pytest.mark.needs_cuda
