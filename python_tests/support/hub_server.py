@@ -55,10 +55,13 @@ class _Handler(BaseHTTPRequestHandler):
             self._end(hub.status)
         elif hub.is_no_hub:
             self._end(200, {"Content-Type": "text/html"})
+        elif self.path in hub.plain and self.command == "GET":
+            self._send(hub.plain[self.path])
         elif self.path in hub.plain:
-            self._send_plain(hub.plain[self.path])
+            self._end(200, {"Content-Length": str(len(hub.plain[self.path])), "ETag": '"one"'})
         elif self.path.startswith("/cdn/"):
-            self._send_content(self.path.removeprefix("/cdn/"))
+            key = self.path.removeprefix("/cdn/")
+            self._send(hub.served.get(key, hub.files[key]))
         else:
             self._redirect()
 
@@ -82,15 +85,6 @@ class _Handler(BaseHTTPRequestHandler):
                 "Location": f"http://localhost:{port}/cdn/{key}",
             },
         )
-
-    def _send_plain(self, data: bytes) -> None:
-        if self.command == "GET":
-            self._send(data)
-            return
-        self._end(200, {"Content-Length": str(len(data)), "ETag": '"one"'})
-
-    def _send_content(self, key: str) -> None:
-        self._send(self.hub.served.get(key, self.hub.files[key]))
 
     def _send(self, data: bytes) -> None:
         hub = self.hub

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import selectors
 import signal
 import subprocess
@@ -35,7 +34,7 @@ class RtspCamera:
         require_gstreamer()
         self._options = ["--codec", codec, "--sizes", *sizes, "--rate", str(rate)]
         self._options += ["--login", login] if login else []
-        self._process: subprocess.Popen[str] | None = None
+        self._process = None
         self.port = 0
         self.start()
 
@@ -48,7 +47,6 @@ class RtspCamera:
         return f"rtsp://{before}127.0.0.1:{self.port}/{path}"
 
     def start(self) -> None:
-        assert self._process is None, "it runs"
         call = [sys.executable, str(SCRIPT), "--port", str(self.port), *self._options]
         self._process = subprocess.Popen(call, stdout=subprocess.PIPE, text=True)
         self.port = int(self._value_of("ready"))
@@ -58,33 +56,24 @@ class RtspCamera:
         return int(self._value_of("first")) / 1000
 
     def kill(self) -> None:
-        if self._process is None:
-            return
-        self._process.kill()
-        self._process.wait()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
-        self._process = None
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
 
     def freeze(self) -> None:
         """A camera that hangs: its connections stay open, and nothing comes."""
-        self._signal(signal.SIGSTOP)
+        self._process.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        self._signal(signal.SIGCONT)
+        self._process.send_signal(signal.SIGCONT)
 
     def change_size(self) -> None:
-        self._signal(signal.SIGUSR1)
-
-    def _signal(self, number: signal.Signals) -> None:
-        assert self._process is not None, "it does not run"
-        os.kill(self._process.pid, number)
+        self._process.send_signal(signal.SIGUSR1)
 
     def _value_of(self, what: str) -> str:
         """The value behind a word in its next line."""
-        assert self._process is not None
         stream = self._process.stdout
-        assert stream is not None
         with selectors.DefaultSelector() as selector:
             selector.register(stream, selectors.EVENT_READ)
             line = stream.readline() if selector.select(STARTS_WITHIN) else ""

@@ -380,7 +380,7 @@ def is_whole():
     return find().path.read_bytes() == weights_file()
 
 
-def test_the_file_comes_whole_and_is_told_beforehand(hub):
+def test_the_file_comes_whole_told_beforehand_and_once(hub):
     heard, size = Heard(), len(weights_file())
     checkpoint = find(heard)
     assert checkpoint.path == folder() / FILE
@@ -393,15 +393,11 @@ def test_the_file_comes_whole_and_is_told_beforehand(hub):
     assert heard.bytes[0] == (0, size)
     assert heard.bytes[-1] == (size, size)
     assert heard.bytes == sorted(heard.bytes)
-
-
-def test_a_file_that_is_here_is_not_downloaded_again(hub):
-    path = find().path
     assert left_behind() == [FILE, f"{FILE}.json"]
     hub.requests.clear()
     assert find().ours
     assert hub.requests == []
-    path.write_bytes(weights_file("other"))
+    checkpoint.path.write_bytes(weights_file("other"))
     assert "then run this again" in failed("expected the published file")
 
 

@@ -1,7 +1,6 @@
 """The plan cache: one build a key, checked on reading, whole files or none; proofs of plans."""
 
 import logging
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,23 +9,19 @@ import pytest
 
 from support.errors import refused
 from support.rtx_plans import PLAN_KEY
+from support.streams import wait_until
 from zsseg_rt import Engine, EngineConfig, engine
 from zsseg_rt.backends.plan_cache import Plan, PlanCache
-from zsseg_rt.common import files as store
 from zsseg_rt.errors import BackendError
 from zsseg_rt.runtime.self_check import SelfCheck, StageCheck, prove_plans
 
-REPORT = {"precision": "float16", "layers": []}
-
 
 class Builder:
-    def __init__(self, data=b"plan bytes"):
-        self.calls = 0
-        self.data = data
+    calls = 0
 
     def __call__(self):
         self.calls += 1
-        return Plan(data=self.data, report=REPORT)
+        return Plan(data=b"plan bytes", report={"precision": "float16", "layers": []})
 
 
 def files(folder):
@@ -52,30 +47,18 @@ def test_a_failing_build_stores_nothing_and_frees_the_lock(tmp_path):
     assert PlanCache(tmp_path, PLAN_KEY).get_or_build(Builder()).path is not None
 
 
-def test_two_at_once_build_once(tmp_path):
+def test_two_at_once_build_once(tmp_path, caplog):
     """One builds while the other waits for it."""
-    builder, waiting = Builder(), threading.Event()
-
-    class SetWhenWaiting(logging.Handler):
-        def emit(self, record):
-            if "waiting for another process" in record.getMessage():
-                waiting.set()
+    caplog.set_level(logging.INFO)
+    builder = Builder()
 
     def build():
-        assert waiting.wait(60)
+        wait_until(lambda: "waiting for another process" in caplog.text)
         return builder()
 
-    logger, handler = logging.getLogger(store.__name__), SetWhenWaiting()
-    level = logger.level
-    logger.setLevel(logging.INFO)
-    logger.addHandler(handler)
-    try:
-        with ThreadPoolExecutor(2) as pool:
-            jobs = [pool.submit(PlanCache(tmp_path, PLAN_KEY).get_or_build, build) for _ in "ab"]
-            assert [job.result(90).data for job in jobs] == [b"plan bytes"] * 2
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
+    with ThreadPoolExecutor(2) as pool:
+        jobs = [pool.submit(PlanCache(tmp_path, PLAN_KEY).get_or_build, build) for _ in "ab"]
+        assert [job.result(90).data for job in jobs] == [b"plan bytes"] * 2
     assert builder.calls == 1
 
 

@@ -196,21 +196,12 @@ def late_camera(*late):
 PATIENCE = Patience(first_retry=0.0, late_by=3.0, late_for=0.3)
 
 
-def labelled(stream, is_enough):
-    ends_at = time.monotonic() + LONG
-    for seg in stream:
-        if is_enough(stream.stats()["cam"]):
-            return seg
-        assert time.monotonic() < ends_at, stream.stats()
-    raise AssertionError(f"the stream ended: {stream.stats()}")
-
-
 def test_a_camera_that_stays_behind_is_opened_anew_and_that_is_counted():
     camera = late_camera(*(4.0,) * 1000)
     with Stream([camera], label, patience=PATIENCE) as stream:
-        labelled(stream, lambda stats: stats.labelled == 2)
+        follow(stream, lambda: stream.stats()["cam"].labelled == 2)
         assert stream.stats()["cam"].age_ms["p50"] > 4000
-        labelled(stream, lambda stats: stats.reconnects == 1)
+        follow(stream, lambda: stream.stats()["cam"].reconnects == 1)
         stats = stream.stats()["cam"]
     assert (stats.fell_behind, camera.opened, stats.error) == (1, 2, None)
 
@@ -222,7 +213,7 @@ def test_a_camera_that_stays_behind_is_opened_anew_and_that_is_counted():
 def test_a_camera_that_catches_up_or_must_lose_nothing_is_left_alone(late, policy):
     with Stream([late_camera(*late)], label, policy=policy, patience=PATIENCE) as stream:
         last = len(late) - 10 if policy == "latest" else len(late)
-        labelled(stream, lambda stats: stats.captured >= last)
+        follow(stream, lambda: stream.stats()["cam"].captured >= last)
         assert stream.stats()["cam"].fell_behind == 0
 
 

@@ -4,7 +4,7 @@ The real bindings are imported, each in a process of its own, against stub libra
 TensorRT's runs.
 """
 
-import importlib.util
+import runpy
 import shutil
 import subprocess
 from pathlib import Path
@@ -72,15 +72,8 @@ LIBRARIES = [
 ]
 
 
-def load_fetcher():
-    path = ROOT / "tools" / "machines" / "fetch_tensorrt_bindings.py"
-    spec = importlib.util.spec_from_file_location("fetch_tensorrt_bindings", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-FETCHER = load_fetcher()
+SCRIPT = Path("tools/machines/fetch_tensorrt_bindings.py")
+FETCHER = runpy.run_path(str(ROOT / SCRIPT))
 
 
 @pytest.fixture(scope="module")
@@ -96,14 +89,12 @@ def stubs(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("requirement", FETCHER.BINDINGS)
+@pytest.mark.parametrize("requirement", FETCHER["BINDINGS"])
 def test_bindings_have_all_that_the_backend_uses(requirement, stubs):
-    target = FETCHER.FOLDER / requirement.replace("==", "-")
+    target = FETCHER["FOLDER"] / requirement.replace("==", "-")
     if not target.is_dir():
-        pytest.skip(
-            f"no {requirement} for this Python: run {Path(FETCHER.__file__).relative_to(ROOT)}"
-        )
-    module = FETCHER.BINDINGS[requirement]
+        pytest.skip(f"no {requirement} for this Python: run {SCRIPT}")
+    module = FETCHER["BINDINGS"][requirement]
     names = USED.split() + (USED_OF_RTX.split() if "rtx" in module else [])
     places = {"PYTHONPATH": str(target), "LD_LIBRARY_PATH": str(stubs)}
     done = python("-c", CHECK, module, *names, more_env=places)
