@@ -25,12 +25,6 @@ def model():
     return tiny.zegclip_model()
 
 
-@pytest.fixture
-def quick(monkeypatch):
-    """Skip the torch exporter: the writer's own duties are under test."""
-    monkeypatch.setattr(writer, "verify_bundle", lambda folder: pytest.fail("not asked for"))
-
-
 def leftovers(folder):
     return sorted(p.name for p in folder.iterdir())
 
@@ -279,7 +273,7 @@ def colours(out, **changes):
     return export_dense_bundle(out.parent / "colours.onnx", out, **arguments)
 
 
-def test_overwrite_replaces_everything(tmp_path, quick):
+def test_overwrite_replaces_everything(tmp_path):
     path = colours(tmp_path / "c.zsseg", licence="old")
     (path / "extra").write_text("stale")
     colours(path, licence="new", overwrite=True)
@@ -288,7 +282,7 @@ def test_overwrite_replaces_everything(tmp_path, quick):
     assert leftovers(tmp_path) == ["c.zsseg", "colours.onnx"]
 
 
-def test_only_bundles_are_overwritten(tmp_path, quick):
+def test_only_bundles_are_overwritten(tmp_path):
     (tmp_path / "c.zsseg").mkdir()
     (tmp_path / "c.zsseg" / "thesis.txt").write_text("precious")
     with refused(BundleError, None, "c.zsseg"):
@@ -297,7 +291,7 @@ def test_only_bundles_are_overwritten(tmp_path, quick):
 
 
 @pytest.mark.parametrize("name", ["bundle", "bundle.zip", ".zsseg", "file/c.zsseg"])
-def test_places_that_no_bundle_can_have_are_refused(tmp_path, quick, name):
+def test_places_that_no_bundle_can_have_are_refused(tmp_path, name):
     (tmp_path / "file").write_text("")
     write_encoder(tmp_path / "colours.onnx")
     with pytest.raises(BundleError, match="path: expected NAME.zsseg|cannot be written"):

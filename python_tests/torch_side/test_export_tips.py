@@ -268,17 +268,6 @@ def test_the_command_makes_the_bundle(files, tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zsseg"]
 
 
-def test_without_texts_the_bundle_takes_embeddings(files, tmp_path):
-    path = tmp_path / "a.zsseg"
-    export_tips_files(files / "tips_vision.npz", None, path, SETTINGS, precisions=("float32",))
-    with Engine(path, FLOAT32) as engine:
-        rows = golden_tips.rule("rows", (2, 64), "")
-        engine.set_classes(["a", "b"], embeddings=rows)
-        assert engine.segment(np.zeros((40, 60, 3), np.uint8)).labels.shape == (40, 60)
-        with refused(VocabularyError, "class_names"):
-            engine.set_classes(["dog"])
-
-
 def test_a_model_in_torch_makes_the_same_bundle(bundle, files, tmp_path):
     model = models.create_model(
         "tips", vision=files / "tips_vision.npz", text=files / "tips_text.npz",

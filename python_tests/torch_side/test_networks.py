@@ -17,12 +17,11 @@ from support.golden import assert_close, case_of, load
 from support.graph_runs import run_file
 from support.official_heads import SMALL, model_of, small
 from support.tiny_zeroseg import zeroseg_model
-from zsseg_rt.errors import ArgumentError, ShapeError
-from zsseg_rt.export import export_bundle
+from zsseg_rt.errors import ArgumentError
 from zsseg_rt.export.architectures import cat_seg as cat_seg_export
 from zsseg_rt.export.architectures.descriptor import export_descriptor, parts_of
 from zsseg_rt.export.architectures.zeroseg import export_zeroseg, student_of
-from zsseg_rt.export.clip_file import DenseHead, export_clip_file, tower_of
+from zsseg_rt.export.clip_file import DenseHead, tower_of
 from zsseg_rt.export.graph_files import save_graphs
 from zsseg_rt.export.options import ExportOptions
 from zsseg_rt.models import create_model
@@ -141,17 +140,6 @@ def test_local_outlier_factors_are_the_official_ones(shared_dir, case):
     count = num_local_outliers(len(scores))
     found = np.sort(np.argsort(-scores)[:count])
     np.testing.assert_array_equal(found, vectors[f"lof/{case}/outliers"])
-
-
-@pytest.mark.parametrize(("pm", "side"), [("l2", 32), ("lof", 64)])
-def test_grids_with_too_few_patches_are_refused(pm, side, tmp_path):
-    path = tmp_path / "a.zsseg"
-    with refused(ShapeError, "image"):
-        export_clip_file("demo", path, DenseHead(head="sfp", pm=pm, size_hw=(side, side)))
-    model = create_model("dense_clip", pretrained="demo", head="sfp", pm=pm)
-    with refused(ShapeError, "image"):
-        export_bundle(model, path, size_hw=(side, side))
-    assert not path.exists()
 
 
 @pytest.mark.parametrize(

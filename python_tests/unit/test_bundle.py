@@ -40,12 +40,6 @@ def test_a_good_bundle_reads_back_as_written(root):
     assert bundle.to_manifest() == json.loads((root / "bundle.json").read_text())
 
 
-def test_named_axes_survive(root):
-    shape = [1, "classes", 4]
-    edit_manifest(root, (*GRAPH, "inputs", 0, "shape"), shape)
-    assert Bundle.load(root).graph("image_encoder", "float32").inputs[0].shape == (1, "classes", 4)
-
-
 WILD = {
     "empty": b"",
     "a list": b"[]",

@@ -352,15 +352,6 @@ def test_the_end_of_a_stream_is_a_loss_and_the_wait_doubles_up_to_five_seconds()
     assert len({jitter() for _ in range(100)}) > 50
 
 
-@pytest.mark.parametrize("error", [None, LOST])
-def test_the_end_of_a_file_is_its_end(error):
-    file = watch(live=False)
-    assert (file.next_tick(0.0), file.tick(1000.0)) == (None, "none")  # a slow disk is no camera
-    file.over(1000.0, error)
-    assert (file.state, file.error) == ("ended", error)
-    assert (file.tick(2000.0), file.next_tick(2000.0)) == ("none", None)
-
-
 class FakeLanes:
     """Lanes whose frames finish in the order that a test chooses."""
 
