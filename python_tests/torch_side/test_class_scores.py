@@ -126,15 +126,13 @@ def frame():
     return picture(120, 160)
 
 
-def cases():
-    made = [(name, lambda name=name: stored(name)) for name in ("descriptor", "aggregation")]
-    made += [("dense", lambda: (Bundle.demo(), THINGS))]
-    return pytest.mark.parametrize("find", [pytest.param(find, id=name) for name, find in made])
+@pytest.fixture(params=["descriptor", "aggregation", "dense"])
+def named(request):
+    return (Bundle.demo(), THINGS) if request.param == "dense" else stored(request.param)
 
 
-@cases()
-def test_as_many_candidates_as_names_change_nothing(find, frame):
-    bundle, names = find()
+def test_as_many_candidates_as_names_change_nothing(named, frame):
+    bundle, names = named
     settings = {"with_scores": True, "with_class_scores": "low"}
     plain = label(bundle, names, frame, **settings)
     assert plain.candidates is None
@@ -144,10 +142,9 @@ def test_as_many_candidates_as_names_change_nothing(find, frame):
         np.testing.assert_array_equal(getattr(found, part), getattr(plain, part))
 
 
-@cases()
 @pytest.mark.parametrize("most", [1, 3])
-def test_labels_are_those_of_the_candidates_alone(find, most, frame):
-    bundle, names = find()
+def test_labels_are_those_of_the_candidates_alone(named, most, frame):
+    bundle, names = named
     found = label(bundle, names, frame, max_candidates=most, with_scores=True)
     assert len(found.candidates) == most
     assert list(found.candidates) == [name for name in found.names if name in found.candidates]

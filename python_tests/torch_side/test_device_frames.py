@@ -193,33 +193,6 @@ class TestFramesOnTheDevice:
             host = (host.reshape(30, 46), CHROMA) if is_planes else host
             np.testing.assert_array_equal(found, engine.segment(host).labels)
 
-    @pytest.mark.parametrize("size", [(48, 64), (47, 63)])
-    def test_a_stream_s_frames_are_on_the_gpu_when_they_are_labelled(self, on_gpu, tmp_path, size):
-        """Nothing is staged in the lane; decoded planes, or RGB of an odd size, are as before."""
-        av = pytest.importorskip("av")
-        pytest.importorskip("cv2")
-        from support.streams import write_video
-
-        rng = np.random.default_rng(0)
-        frames = [rng.integers(0, 256, (*size, 3), np.uint8) for _ in range(3)]
-        path = write_video(tmp_path / "a.mkv", frames, codec="ffv1", pix_fmt="bgr0")
-        if size[0] % 2 == 0:
-            path = write_video(tmp_path / "a.mp4", frames)
-        with on_gpu(with_scores=True) as engine, av.open(str(path)) as container:
-            decoded = list(container.decode(video=0))
-            if size[0] % 2 == 0:
-                given = [frame.reformat(format="nv12").to_ndarray() for frame in decoded]
-                given = [(a[:48].copy(), a[48:].reshape(24, 32, 2).copy()) for a in given]
-            else:
-                given = [np.array(frame.to_ndarray(format="rgb24")) for frame in decoded]
-            expected = [engine.segment(frame).scores for frame in given]
-            engine._lane.workspace.upload_frame = None
-            with engine.stream(path) as stream:
-                found = list(stream)
-        for seg, scores in zip(found, expected, strict=True):
-            np.testing.assert_array_equal(seg.scores, scores)
-            assert seg.frame.image.shape == (*size, 3)
-
     def test_frames_that_are_refused(self, on_gpu):
         with on_gpu() as engine:
             expected = engine.segment(frame()).labels

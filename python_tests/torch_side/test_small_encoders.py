@@ -295,10 +295,7 @@ def changed(pattern, change):
     }
 
 
-def timms_naflex(tensors):
-    return {"visual.trunk.embeds.proj.weight": np.zeros((64, 768), np.float32), **tensors}
-
-
+PATCHES = np.zeros((64, 768), np.float32)
 WRONG = {
     "pruned": (renamed("^vision_model", "image_encoder_without_ddp.visual"), "auto-pruned"),
     "narrow MLP": (changed(r"vision.*layers\.1\.mlp\.fc1", lambda v: v[:32]), "c_fc"),
@@ -307,7 +304,7 @@ WRONG = {
     "no image": (kept("^text_m"), "the text tower alone"),
     "no text": (kept("^vision"), "the image tower alone"),
     "naflex": (changed(r"patch_embedding\.weight", lambda v: v.reshape(len(v), -1)), "NaFlex"),
-    "naflex of timm": (timms_naflex, "NaFlex"),
+    "naflex of timm": (lambda t: {"visual.trunk.embeds.proj.weight": PATCHES, **t}, "NaFlex"),
     "timm": (renamed("^vision_model", "blocks.0"), "timm"),
     "vocabulary": (changed("token_emb", lambda v: v[:512]), "49408 rows"),
     "no settings": (dict, "activation: expected"),
