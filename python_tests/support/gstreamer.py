@@ -1,7 +1,5 @@
 """Runs GStreamer in child processes for tests, and skips them where it is absent."""
 
-from __future__ import annotations
-
 import functools
 import json
 import os
@@ -150,7 +148,7 @@ class OverlayServer:
         assert line, self.child.stderr.read()
         return json.loads(line)
 
-    def __enter__(self) -> OverlayServer:
+    def __enter__(self):
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -1,7 +1,5 @@
 """A server that speaks the Hugging Face Hub's protocol as far as downloads use it."""
 
-from __future__ import annotations
-
 import hashlib
 import threading
 import time

@@ -4,8 +4,6 @@
 parse, negotiate and run with such elements; not that a Jetson's own behave the same.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import time

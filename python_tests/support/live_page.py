@@ -1,7 +1,5 @@
 """A browser that looks at the server's page, and a server that does what real ones seldom do."""
 
-from __future__ import annotations
-
 import base64
 import json
 import re
@@ -140,7 +138,7 @@ class ScriptedServer:
         page.route(self.URL + "**", self._answer)
         page.route_web_socket(self.URL.replace("http", "ws") + "v1/live", self._accept)
 
-    def open(self, address: str = "") -> ScriptedServer:
+    def open(self, address: str = ""):
         self.page.goto(self.URL + address)
         self.wait_for(lambda: self.socket is not None)
         return self

@@ -1,7 +1,5 @@
 """A server that shows the demo, and what a browser and a program say to it."""
 
-from __future__ import annotations
-
 import contextlib
 import http.client
 import json

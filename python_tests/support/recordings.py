@@ -1,7 +1,5 @@
 """Labelled frames made on the spot, written by sinks, and read again."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from zsseg_rt.results.segmentation import Frame, Segmentation

@@ -1,7 +1,5 @@
 """Starts, stops and kills the network camera of ``rtsp_server.py``, and reads its pictures."""
 
-from __future__ import annotations
-
 import selectors
 import signal
 import subprocess
@@ -82,7 +80,7 @@ class RtspCamera:
             raise RuntimeError(f"the RTSP server: expected {what!r}, it said {line!r}")
         return line.split()[1]
 
-    def __enter__(self) -> RtspCamera:
+    def __enter__(self):
         return self
 
     def __exit__(self, *exception: object) -> None:

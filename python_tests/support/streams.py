@@ -1,7 +1,5 @@
 """Shared by tests of streams: readers without a clock, videos made on the spot."""
 
-from __future__ import annotations
-
 import itertools
 import threading
 import time
@@ -229,7 +227,7 @@ class MjpegServer:
                 continue
         self._thread.join()
 
-    def __enter__(self) -> MjpegServer:
+    def __enter__(self):
         return self
 
     def __exit__(self, *exception: object) -> None:

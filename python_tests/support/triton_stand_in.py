@@ -3,8 +3,6 @@
 The real module is built into the process that Triton starts; ``test_triton_server.py`` uses that.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import runpy

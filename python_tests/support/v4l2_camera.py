@@ -4,8 +4,6 @@
 function of its file in a process of its own and looks at what it returns.
 """
 
-from __future__ import annotations
-
 import ctypes
 import json
 import os

@@ -1,7 +1,5 @@
 """Odd photos, names and options: each is right, or refused in one line that names it."""
 
-from __future__ import annotations
-
 import dataclasses
 import io
 import json
@@ -9,17 +7,15 @@ import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from support.colour_words import COLOUR_WORDS
-
-pytest.importorskip("PIL.Image")
-
 from support.command_line import run
 from zsseg_rt.demo import demo_bundle
+
+Image = pytest.importorskip("PIL.Image")
 
 HEIGHT, WIDTH = 24, 40  # of pictures: red on the left, blue on the right, if not said otherwise
 
@@ -31,11 +27,7 @@ def halves(left: str, right: str, height: int = HEIGHT, width: int = WIDTH) -> n
     return image
 
 
-def saved(
-    kind: str, mode: str = "RGB", *, pixels: np.ndarray | None = None, **options: Any
-) -> bytes:
-    from PIL import Image
-
+def saved(kind, mode="RGB", *, pixels=None, **options) -> bytes:
     image = Image.fromarray(halves("red", "blue") if pixels is None else pixels)
     content = io.BytesIO()
     image.convert(mode).save(content, kind, **options)
@@ -44,8 +36,6 @@ def saved(
 
 def frames(kind: str) -> bytes:
     """Two pictures in one file, of which the second is green."""
-    from PIL import Image
-
     first = Image.fromarray(halves("red", "blue"))
     second = Image.fromarray(halves("green", "green"))
     content = io.BytesIO()

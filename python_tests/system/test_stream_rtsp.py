@@ -34,7 +34,6 @@ from zsseg_rt.stream.watch import Patience
 
 pytest.importorskip("av")
 
-
 OTHER = "test://?size=64x48&rate=50"
 SOON = Patience(first_retry=0.1, longest_retry=0.4)
 

@@ -21,7 +21,6 @@ from zsseg_rt.stream.sinks import open_writers
 
 av = pytest.importorskip("av")
 
-
 RED = np.array([250, 0, 0])
 BLEND = (RED + palette(("thing",))[0]) / 2
 ABS = 8  # H.264 at low rates

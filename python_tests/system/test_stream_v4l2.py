@@ -18,7 +18,6 @@ from zsseg_rt.stream.uris import open_sources
 
 pytest.importorskip("av")
 
-
 OTHER = "test://?size=64x48&rate=50"
 NAME = "/dev/video7"
 

@@ -71,7 +71,6 @@ LIBRARIES = [
     "libtensorrt_onnxparser_rtx.so.1",
 ]
 
-
 SCRIPT = Path("tools/machines/fetch_tensorrt_bindings.py")
 FETCHER = runpy.run_path(str(ROOT / SCRIPT))
 
