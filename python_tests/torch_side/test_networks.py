@@ -15,7 +15,6 @@ from support.descriptor_models import run_parts
 from support.errors import refused
 from support.golden import assert_close, case_of, load
 from support.graph_runs import run_file
-from support.official_heads import SMALL, model_of, small
 from support.tiny_zeroseg import zeroseg_model
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.export.architectures import cat_seg as cat_seg_export
@@ -24,7 +23,7 @@ from zsseg_rt.export.architectures.zeroseg import export_zeroseg, student_of
 from zsseg_rt.export.clip_file import DenseHead, tower_of
 from zsseg_rt.export.graph_files import save_graphs
 from zsseg_rt.export.options import ExportOptions
-from zsseg_rt.models import create_model
+from zsseg_rt.models import create_model, from_official
 from zsseg_rt.networks import cat_seg, zeroseg
 from zsseg_rt.networks.aggregating import local_outlier_factor, num_local_outliers, repair
 from zsseg_rt.networks.heads import dense_embeds
@@ -50,9 +49,33 @@ def test_positions_are_resized_as_torch_does(mode, antialias, size_hw):
 
 STAGES = 2e-5  # relative; the vectors' README measured 7.1e-6 between float32 and float64
 LOGITS = 1e-5
+SMALL = [
+    *(f"sfp_{pm}" for pm in ("som", "l2", "lof")),
+    *("sfp_som_tight", "sfp_som_wide", "sfp_som_wide_size_pos", "sfp_l2_tall"),
+    *("sfp_som_few", "sfp_som_none", "sfp_isolated_l2", "sfp_isolated_som"),
+    *("sc", "sc_tight", "sc_wide", "sc_wide_size_pos", "sc_6_layers"),
+]
 REAL = ["sfp_l2_224", "sfp_som_224", "sc_224", "sfp_som_288x416", "sc_288x416"]
 STAGE_NAMES = ["levels_sum", "repaired_last", "repaired_mid", "g", "h", "sim_attention"]
 STAGE_NAMES += ["aggregated", "attended", "attended_b"]
+
+
+def model_of(c):
+    """A dense CLIP with the settings of a case, and an image tower by the vectors' rule."""
+    sizes = tiny.TinySizes(
+        width=c["width"], num_layers=c["layers"], patch_size=c["patch"],
+        grid_side=c["grid"], embed_dim=c["out"],
+    )  # fmt: skip
+    weights = tiny.rule_state_dict(tiny.visual_shapes("", sizes), c["salt"], c["gains"])
+    settings = {
+        "head": "sfp" if c["method"] == "sfp" else "sc_clip",
+        "pm": c["pm"].lower(),
+        "r": c["res_cls"],
+        "position": "as_published" if c["position"] == "official" else "size",
+        "num_heads": c["heads"],
+        **{name: c[name] for name in ("pre", "post", "first", "end") if name in c},
+    }
+    return from_official("dense_clip", weights, **settings)
 
 
 def embed(ops, model, image):
@@ -71,7 +94,8 @@ def run_graph(model, image, path):
 
 @pytest.mark.parametrize("case", SMALL)
 def test_every_stage_is_the_official_one(shared_dir, case, tmp_path):
-    expected, c = small(shared_dir, case)
+    method = "sfp" if case.startswith("sfp") else "scclip"
+    expected, c = case_of(load(shared_dir, f"{method}_small_public.npz"), case)
     model, image = model_of(c), expected["image"]
     arrays = Arrays()
     embeds = embed(arrays, model, image)

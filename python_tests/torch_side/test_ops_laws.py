@@ -292,6 +292,9 @@ def test_pixels_of_no_class_are_unknown_whatever_the_table_says(device):
         table = device.place(np.zeros(65536, dtype))
         labels, _ = ops.upsample_argmax(*given, label_table=table, stream=device.stream)
         assert (device.fetch(labels) == np.iinfo(dtype).max).all()
+    number, logits = device.place(np.array([0], np.int32)), device.place(random_logits(1, 40, 6, 5))
+    labels, _ = ops.upsample_argmax(logits, (43, 37), num_classes=number, stream=device.stream)
+    assert (device.fetch(labels) == 255).all()  # no class counts
 
 
 def warp_arguments(size, reach):
@@ -434,13 +437,6 @@ def test_planes_may_have_rows_apart():
     for frame in ((wide[:, :66], chroma), (luma, chroma)):
         law = reference.preprocess(frame, size_hw=(20, 30), **CLIP)
         np.testing.assert_allclose(image, law, atol=4e-6)
-
-
-def test_no_class_counts(device):
-    number = device.place(np.array([0], np.int32))
-    logits = device.place(random_logits(1, 40, 6, 5))
-    labels, _ = ops.upsample_argmax(logits, (43, 37), num_classes=number, stream=device.stream)
-    assert (device.fetch(labels) == 255).all()
 
 
 @pytest.mark.needs_cuda
