@@ -297,6 +297,22 @@ def test_pixels_of_no_class_are_unknown_whatever_the_table_says(device):
     assert (device.fetch(labels) == 255).all()  # no class counts
 
 
+@pytest.mark.needs_cuda
+@pytest.mark.parametrize(("told", "counts"), [(-3, 0), (2, 2), (1000, 9)])
+def test_on_a_gpu_the_number_is_read_when_the_kernel_runs(device, told, counts):
+    """So that a recorded call serves several vocabularies; out of range, the nearest counts."""
+    if device.name == "cpu":
+        pytest.skip("the CPU reads it at once")
+    logits, number = random_logits(2, 9, 6, 5), device.place(np.array([9], np.int32))
+    placed = device.place(logits)
+    number.copy_from(np.array([told], np.int32), stream=device.stream)
+    labels, _ = ops.upsample_argmax(placed, (43, 37), num_classes=number, stream=device.stream)
+    expected, _ = reference.upsample_argmax(
+        logits, (43, 37), num_classes=np.array([counts], np.int32)
+    )
+    np.testing.assert_array_equal(device.fetch(labels), expected)
+
+
 def warp_arguments(size, reach):
     """Flows of up to ``reach`` cells; weights below 0 and above 1 among them."""
     rng = np.random.default_rng(size)
@@ -437,6 +453,18 @@ def test_planes_may_have_rows_apart():
     for frame in ((wide[:, :66], chroma), (luma, chroma)):
         law = reference.preprocess(frame, size_hw=(20, 30), **CLIP)
         np.testing.assert_allclose(image, law, atol=4e-6)
+
+
+def test_windows_are_added_to_what_is_there(device):
+    logits = random_embeds(2, 9, 4, 5)
+    shares, places = np.abs(random_embeds(7, 9)), [(0, 0), (3, 4)]
+    placed = device.place(logits), device.place(shares)
+    out = ops.merge_windows(*placed, places, stream=device.stream)
+    again = ops.merge_windows(*placed, places, add=True, out=out, stream=device.stream)
+    assert again is out
+    expected = reference.merge_windows(logits, shares, places)
+    reference.merge_windows(logits, shares, places, add=True, out=expected)
+    np.testing.assert_array_equal(device.fetch(out), expected)
 
 
 @pytest.mark.needs_cuda
