@@ -88,20 +88,12 @@ def canvas_pixels(page) -> np.ndarray:
     return pixels.reshape(height, width, 4)[..., :3]
 
 
-def colours_of(pixels: np.ndarray) -> set[tuple[int, ...]]:
-    return {tuple(colour) for colour in np.unique(pixels.reshape(-1, 3), axis=0).tolist()}
-
-
 def class_colours(*names: str) -> list[tuple[int, ...]]:
     return [tuple(colour) for colour in palette(names).tolist()]
 
 
 def legend_names(page) -> list[str]:
     return page.locator("#classes .name bdi").all_inner_texts()
-
-
-def set_slider(page, name: str, value: float) -> None:
-    page.get_by_role("slider", name=name).fill(str(value))
 
 
 def accessibility_faults(page) -> str:
@@ -138,8 +130,8 @@ class ScriptedServer:
         page.route(self.URL + "**", self._answer)
         page.route_web_socket(self.URL.replace("http", "ws") + "v1/live", self._accept)
 
-    def open(self, address: str = ""):
-        self.page.goto(self.URL + address)
+    def open(self):
+        self.page.goto(self.URL)
         self.wait_for(lambda: self.socket is not None)
         return self
 

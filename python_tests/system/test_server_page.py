@@ -12,12 +12,10 @@ from support.live_page import (
     accessibility_faults,
     canvas_pixels,
     class_colours,
-    colours_of,
     expect,
     halves,
     legend_names,
     open_page,
-    set_slider,
     source,
 )
 from support.live_server import demo_server
@@ -39,11 +37,11 @@ def live(page):
 def bare(page) -> None:
     """Show the labels' own colours: no names, full opacity."""
     page.get_by_label("Names", exact=True).uncheck()
-    set_slider(page, "Opacity", 100)
+    page.get_by_role("slider", name="Opacity").fill("100")
 
 
 def colours(page) -> set:
-    return colours_of(canvas_pixels(page))
+    return {tuple(colour) for colour in canvas_pixels(page).reshape(-1, 3).tolist()}
 
 
 def apply(page, words: str):
@@ -65,7 +63,7 @@ def test_each_pixel_has_the_colour_of_its_label(page, live):
     np.testing.assert_array_equal(canvas_pixels(page), doubled)
     live.send_frame(halves(0, 0))
     for opacity in (0, 50, 100):
-        set_slider(page, "Opacity", opacity)
+        page.get_by_role("slider", name="Opacity").fill(str(opacity))
         expected = np.array(GREY) + opacity / 100 * (np.array(ROAD) - GREY)
         assert np.abs(canvas_pixels(page).astype(int) - expected).max() <= 1  # 8-bit alpha
     live.send_frame(halves(0, 0), label_width=7)
