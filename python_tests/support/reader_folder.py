@@ -9,11 +9,11 @@ import cv2
 import numpy as np
 
 from support.colour_words import colour_embeds, write_encoder
+from support.small_runs import TABLES, save_clip
 from zsseg_rt.demo import demo_photos
 from zsseg_rt.export import export_dense_bundle
 from zsseg_rt.photos import read_photo
-
-__all__ = ["NAMES", "add_bundles", "add_photos", "add_run"]
+from zsseg_rt.training.config import TrainConfig
 
 NAMES = ["road", "person", "pedestrian", "forklift", "sky"]
 
@@ -38,31 +38,11 @@ def add_bundles(folder: Path) -> None:
 
 def add_run(folder: Path) -> None:
     """A configuration that trains for two steps."""
-    from support.small_runs import SCENES, save_clip
-
     clip = save_clip(folder / "clip.safetensors")
-    (folder / "photos.toml").write_text(
-        f"""
-[data]
-name = "folder"
-root = "{SCENES}"
-augmentation = {{ kind = "center_crop", crop_hw = [64, 64], short_edge = 64 }}
-[model]
-architecture = "zegclip"
-options = {{ pretrained = "{clip.name}", activation = "quick_gelu", image_size = 64 }}
-[loop]
-iterations = 2
-batch_size = 2
-checkpoint_interval = 2
-num_workers = 0
-num_pictures = 0
-device = "cpu"
-[evaluation]
-limit = 2
-[output]
-folder = "runs/photos"
-"""
-    )
+    options = {"pretrained": clip.name, "activation": "quick_gelu", "image_size": 64}
+    own = {"evaluation": {"limit": 2}, "output": {"folder": "runs/photos"}}
+    tables = TABLES | own | {"model": {"architecture": "zegclip", "options": options}}
+    (folder / "photos.toml").write_text(TrainConfig.from_dict(tables).to_toml())
 
 
 def add_photos(folder: Path) -> None:

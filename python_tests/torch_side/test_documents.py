@@ -9,7 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import cv2
 import pytest
 import typer
 
@@ -21,7 +20,6 @@ from support.streams import numbered, write_video
 from tools.docs import settings
 from tools.scenes import SceneDataset, write_folder
 from zsseg_rt import Bundle, Engine, cli
-from zsseg_rt.demo import demo_photos
 from zsseg_rt.photos import read_photo
 
 PAGES = documents.pages()
@@ -43,7 +41,7 @@ def home(tmp_path_factory):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch, home):
-    cv2.imwrite(str(tmp_path / "street.jpg"), read_photo(demo_photos("scenes")[0])[..., ::-1])
+    add_photos(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -66,9 +64,6 @@ def test_python_runs(page, folder):
     taken = ".zsseg" in code or '"sfp-b16"' in code
     if taken or any("engine" in block.given for block in blocks):
         add_bundles(folder)
-    if '"photos"' in code:
-        (folder / "street.jpg").unlink()
-        add_photos(folder)
     if "photos.toml" in code:
         add_run(folder)
     names = {name: given(name, folder) for block in blocks for name in block.given}

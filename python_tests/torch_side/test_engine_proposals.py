@@ -243,13 +243,10 @@ def test_probabilities_of_extreme_logits_stay_finite():
     np.testing.assert_array_equal(objectness, [1, 0])
 
 
-def test_sizes_are_multiples_of_the_stride(model, tmp_path):
+def test_sizes_are_multiples_and_seen_classes_without_names_are_told(model, tmp_path, caplog):
     for size_hw in ((100, 128), (0, 32)):
         with refused(ShapeError, "image_size"):
             export_bundle(model, tmp_path / "x.zsseg", size_hw=size_hw)
-
-
-def test_seen_classes_without_names_are_told(model, tmp_path, caplog):
     exported = export_zegformer(model, ExportOptions(size_hw=(64, 64)))
     assert "Pass class_names to keep the calibration" in caplog.text
     assert exported.head.seen == ()
