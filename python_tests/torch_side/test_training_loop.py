@@ -22,8 +22,8 @@ from support.errors import refused
 from support.toy_training import ToyTask, alike, config, losses_of, toy_batches, train
 from zsseg_rt.errors import ArgumentError, CheckpointError, PrecisionNotApplied, TrainingError
 from zsseg_rt.training.config import OptimizerConfig
-from zsseg_rt.training.loop import checkpointing, is_run
-from zsseg_rt.training.loop.checkpointing import read_checkpoint
+from zsseg_rt.training.loop import is_run
+from zsseg_rt.training.loop.checkpointing import CheckpointFolder, read_checkpoint
 from zsseg_rt.training.trained import find_checkpoint
 
 HERE = Path(__file__).parents[1]
@@ -35,7 +35,7 @@ def history(folder, key="loss/total"):
 
 
 def saved(path, part="model"):
-    return getattr(checkpointing.read_checkpoint(path), part)
+    return getattr(read_checkpoint(path), part)
 
 
 def same_files(first, second, parts):
@@ -83,9 +83,7 @@ def test_resumed_run_is_the_uninterrupted_run_to_the_bit(tmp_path, accumulation_
     torch.rand(7)  # the generator's state is the checkpoint's, not this process's
     task = ToyTask(dropout=0.5, seed=1)
     parts = train(tmp_path / "parts", task, config=settings, resume=True)
-    first, second = (
-        checkpointing.read_checkpoint(run.last_checkpoint, mmap=True) for run in (whole, parts)
-    )
+    first, second = (read_checkpoint(run.last_checkpoint, mmap=True) for run in (whole, parts))
     assert alike(first, second)
     assert history(tmp_path / "whole") == history(tmp_path / "parts")
     assert torch.equal(task.extra, first.task["extra"])
@@ -163,13 +161,13 @@ def test_two_processes_stop_together_on_a_bad_loss(pair):
     folder, output = pair
     assert output.count("loss: expected finite terms") == 2
     assert "picture-18, picture-19" in output
-    assert checkpointing.CheckpointFolder(folder / "bad" / "checkpoints").steps() == [3]
+    assert CheckpointFolder(folder / "bad" / "checkpoints").steps() == [3]
 
 
 def test_a_kill_loses_at_most_one_interval(tmp_path):
     """In the middle of writing a checkpoint."""
     assert work("train_and_die_in_save", tmp_path).wait(timeout=180) == -signal.SIGKILL
-    assert checkpointing.CheckpointFolder(tmp_path / "checkpoints").steps() == [3]
+    assert CheckpointFolder(tmp_path / "checkpoints").steps() == [3]
     result = train(tmp_path, resume=True)
     whole = train(tmp_path / "whole")
     same_files(whole.last_checkpoint, result.last_checkpoint, ("model", "optimizer"))
@@ -189,7 +187,7 @@ def test_a_signal_saves_a_checkpoint_and_ends_the_run(tmp_path, number):
     result = train(tmp_path, source=signalled)
     assert (result.finished, result.step) == (False, 5)
     assert signal.getsignal(number) == before
-    assert checkpointing.CheckpointFolder(tmp_path / "checkpoints").steps() == [3, 5]
+    assert CheckpointFolder(tmp_path / "checkpoints").steps() == [3, 5]
     train(tmp_path, resume=True)
     whole = train(tmp_path / "whole")
     same_files(whole.last_checkpoint, tmp_path / "checkpoints/step-00000006.pt", ("model",))
@@ -202,7 +200,7 @@ def test_nan_loss_stops_and_names_pictures_terms_and_checkpoint(tmp_path):
     assert "error = nan, size = " in message
     assert "in step 5 for the images picture-16, picture-17, picture-18, picture-19" in message
     assert f"last good checkpoint is {tmp_path / 'checkpoints/step-00000003.pt'}" in message
-    assert checkpointing.CheckpointFolder(tmp_path / "checkpoints").steps() == [3]
+    assert CheckpointFolder(tmp_path / "checkpoints").steps() == [3]
 
 
 def test_what_is_not_finite_is_not_saved(tmp_path):
@@ -212,7 +210,7 @@ def test_what_is_not_finite_is_not_saved(tmp_path):
     task.register_buffer("broken", torch.tensor([0.0, float("inf")]))
     with refused(TrainingError, "weights"):
         train(tmp_path, task)
-    assert checkpointing.CheckpointFolder(tmp_path / "checkpoints").steps() == []
+    assert CheckpointFolder(tmp_path / "checkpoints").steps() == []
 
 
 @contextmanager
@@ -246,7 +244,7 @@ def test_keeps_the_best_checkpoint_besides_the_last(tmp_path):
     assert result.best_step == 2
     assert result.metrics == {"score": 0.9, "other": 1.0}
     assert result.best_checkpoint == tmp_path / "checkpoints/step-00000002.pt"
-    assert checkpointing.CheckpointFolder(tmp_path / "checkpoints").steps() == [2, 4, 6]
+    assert CheckpointFolder(tmp_path / "checkpoints").steps() == [2, 4, 6]
     assert history(tmp_path, "evaluation/score")[4] == 0.5
 
 

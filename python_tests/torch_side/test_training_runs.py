@@ -388,8 +388,6 @@ def test_official_zegformer_without_clip_says_what_to_do(official_zegformer):
         build_model(configured(), seen=(), protocol="inductive")
     with refused(ArgumentError, "model.options.pretrained"):
         build_model(configured(activation="gelu"), seen=(), protocol="inductive")
-    with refused(ArgumentError, "model.options", "'pretraned'"):
-        build_model(configured(pretraned="openai"), seen=(), protocol="inductive")
     for options in ({"ensemble": False}, {"fusion": "segments"}):  # the official flag, our word
         alone = build_model(configured(**options), seen=(), protocol="inductive")
         assert alone.config.fusion == "segments"
