@@ -110,12 +110,6 @@ def weight(salt: str, key: str, shape: tuple[int, ...], ids: np.ndarray) -> np.n
     return numbers.astype(np.float32)
 
 
-def weights(shared: Path, kind: str, c: dict[str, Any], ids: np.ndarray) -> dict[str, np.ndarray]:
-    """All tensors of the home layout."""
-    listed = shapes(shared, kind, c)
-    return {key: weight(c["salt"], key, shape, ids) for key, shape in listed.items()}
-
-
 @cache
 def parts(shared: Path, file: str) -> dict[str, tuple[dict[str, Any], dict[str, np.ndarray]]]:
     """Configuration and vectors by part; files with one part call it ``""``."""
@@ -134,7 +128,8 @@ def parts(shared: Path, file: str) -> dict[str, tuple[dict[str, Any], dict[str, 
 def towers(shared_dir: Path, file: str, part: str) -> tuple[Any, ...]:
     """Configuration, vectors, weights in the home layout, and both towers."""
     kind, (c, vectors) = FILES[file], parts(shared_dir, file)[part]
-    home = weights(shared_dir, kind, c, vectors["text/ids"])
+    listed, ids = shapes(shared_dir, kind, c), vectors["text/ids"]
+    home = {key: weight(c["salt"], key, shape, ids) for key, shape in listed.items()}
     tensors = as_clip(dict(home), file)
     visual, text = {}, {}
     for key, value in tensors.items():

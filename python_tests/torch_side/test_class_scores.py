@@ -11,7 +11,6 @@ from support.colour_words import COLOUR_WORDS
 from support.errors import refused
 from zsseg_rt import ArgumentError, Bundle, Engine, EngineConfig, FrameMemory, read_photo
 from zsseg_rt.demo import demo_photos
-from zsseg_rt.errors import ConfigError
 
 FRAME = read_photo(demo_photos("scenes")[0])
 LOW = {"device": "cpu", "precision": "float32", "use_cache": False, "with_class_scores": "low"}
@@ -95,8 +94,6 @@ def test_without_being_asked_for_there_are_none(colour_bundle):
     assert seg.class_scores is None
     with refused(ArgumentError, "class_scores"):
         seg.top_k(1)
-    with refused(ConfigError, "with_class_scores"):
-        EngineConfig(with_class_scores="high")
 
 
 # --- names that are left out of a frame before it is labelled ---
@@ -199,12 +196,6 @@ def test_a_memory_carries_candidates_from_frame_to_frame(cells):
         again = engine.segment(weaker, memory=memory)
         assert again.reused
         assert again.candidates == after
-
-
-@pytest.mark.parametrize("wrong", [0, 1.5, "8"])
-def test_what_is_no_number_of_classes_is_refused(wrong):
-    with refused(ConfigError, "max_candidates"):
-        EngineConfig(max_candidates=wrong)
 
 
 @pytest.mark.parametrize("family", ["proposals", "segment_tokens"])

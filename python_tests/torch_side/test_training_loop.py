@@ -38,9 +38,8 @@ def saved(path, part="model"):
     return getattr(read_checkpoint(path), part)
 
 
-def same_files(first, second, parts):
-    for part in parts:
-        assert alike(saved(first, part), saved(second, part)), part
+def same_files(first, second, *parts):
+    assert all(alike(saved(first, part), saved(second, part)) for part in parts)
 
 
 class CrashError(Exception):
@@ -97,7 +96,7 @@ def test_evaluation_draws_no_number_that_training_would(tmp_path):
         config=config(evaluation_interval=1),
         evaluate=lambda model: {"score": float(torch.rand(1))},
     )
-    same_files(plain.last_checkpoint, watched.last_checkpoint, ("model",))
+    same_files(plain.last_checkpoint, watched.last_checkpoint, "model")
 
 
 def test_accumulation_equals_the_larger_batch(tmp_path):
@@ -170,7 +169,7 @@ def test_a_kill_loses_at_most_one_interval(tmp_path):
     assert CheckpointFolder(tmp_path / "checkpoints").steps() == [3]
     result = train(tmp_path, resume=True)
     whole = train(tmp_path / "whole")
-    same_files(whole.last_checkpoint, result.last_checkpoint, ("model", "optimizer"))
+    same_files(whole.last_checkpoint, result.last_checkpoint, "model", "optimizer")
     assert [p.name for p in (tmp_path / "checkpoints").iterdir() if p.name.startswith(".")] == []
     assert history(tmp_path) == history(tmp_path / "whole")
 
@@ -190,7 +189,7 @@ def test_a_signal_saves_a_checkpoint_and_ends_the_run(tmp_path, number):
     assert CheckpointFolder(tmp_path / "checkpoints").steps() == [3, 5]
     train(tmp_path, resume=True)
     whole = train(tmp_path / "whole")
-    same_files(whole.last_checkpoint, tmp_path / "checkpoints/step-00000006.pt", ("model",))
+    same_files(whole.last_checkpoint, tmp_path / "checkpoints/step-00000006.pt", "model")
 
 
 def test_nan_loss_stops_and_names_pictures_terms_and_checkpoint(tmp_path):

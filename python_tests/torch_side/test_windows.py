@@ -149,10 +149,6 @@ def test_a_bundle_may_ask_for_windows(plain_bundle, tmp_path):
 def test_settings_that_contradict_are_refused(plain_bundle):
     with refused(ConfigError, "resize"):
         EngineConfig(windows="auto", resize="letterbox")
-    with refused(ConfigError, "resize"):
-        EngineConfig(resize="crop")
-    with refused(ConfigError, "max_windows"):
-        EngineConfig(max_windows=0)
 
 
 def test_cells_between_pixels_are_refused():

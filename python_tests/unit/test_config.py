@@ -22,6 +22,9 @@ from zsseg_rt.errors import ConfigError, DeviceError, PrecisionNotApplied
     [
         ("device", "cuda0"), ("device", 0), ("device", None), ("precision", 16),
         ("channel_order", "GBR"), ("num_threads", 1.5), ("num_threads", 10**6),
+        ("max_candidates", 0), ("max_candidates", 1.5), ("max_candidates", "8"),
+        ("with_class_scores", "high"), ("min_region_score", 1.5), ("max_windows", 0),
+        ("resize", "crop"),
     ],
 )  # fmt: skip
 def test_bad_settings_are_refused(name, value):
