@@ -155,17 +155,13 @@ NOT_RUN = {
 CODES = {"doctor": {0, 3, 4}}
 
 
-def reason(words):
-    line = " ".join(words)
-    return next((why for pattern, why in NOT_RUN.items() if re.search(pattern, line)), None)
-
-
 def runnable():
     """The commands of each page in order; those that need nothing of the reader's once in all."""
     found, run = {}, []
     for page in PAGES:
         for _, words in documents.commands_of(page, "zsseg-rt"):
-            if reason(words) is None and words not in run:
+            needs = any(re.search(pattern, " ".join(words)) for pattern in NOT_RUN)
+            if not needs and words not in run:
                 found.setdefault(page, []).append(words)
                 is_free = {"--demo", "demo", "doctor", "fetch", "--recipes"} & set(words)
                 run += [words] if is_free else []

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-import zsseg_rt
 from support.command_line import run
 from support.errors import refused
 from support.small_runs import STUDENT, TABLES
@@ -30,7 +29,6 @@ from zsseg_rt.training.tasks import TASKS
 from zsseg_rt.training.tasks.zegformer import SegmentWeights
 from zsseg_rt.training.tasks.zeroseg import TeacherFeatures, TeacherViews, ZeroSegTask
 
-PACKAGE = Path(zsseg_rt.__file__).parent
 ROOT = Path(__file__).parents[2]
 
 
@@ -97,7 +95,7 @@ def test_every_hint_is_for_an_extra_that_there_is():
     table = project.partition("[project.optional-dependencies]")[2].partition("\n[")[0]
     extras = set(re.findall(r"^(\w+) = \[", table, re.MULTILINE))
     named = set()
-    for path in PACKAGE.rglob("*.py"):
+    for path in (ROOT / "zsseg_rt").rglob("*.py"):
         text = path.read_text(encoding="utf-8")
         assert "zsseg_rt[" not in text, path
         for call in re.findall(r"install_command\(([^)]*)\)", text):
@@ -158,11 +156,10 @@ def test_recipes_are_complete_and_name_what_exists(recipe):
 
 
 DATA = '[data]\nname = "folder"\n'
-DOTS = ".".join("a" for _ in range(5000))
 STRANGE = {
     "lists": "[" * 5000 + "]" * 5000,
     "tables": "{a = " * 400 + "1" + "}" * 400,
-    "dots": f"{{ {DOTS} = 1 }}",
+    "dots": f"{{ {'.'.join('a' * 5000)} = 1 }}",
     "hour": "[[04:05:06]]",
     "digits": "9" * 5000,
     "nan": "nan",

@@ -102,10 +102,6 @@ def run(clip_file, tmp_path_factory):
     return run_of
 
 
-def first_batch(parts):
-    return next(parts.batches(start_position=0, process_index=0, num_processes=1, batch_size=2))
-
-
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_run_moves_what_it_should_is_judged_and_loads(run, system):
     config, result = run(system)
@@ -258,7 +254,8 @@ def test_crops_follow_the_size_of_the_model_unless_they_are_given(clip_file, tmp
     parts = assemble(config)
     wanted = {"crop_hw": [64, 64], "scale": [256, 64], "flip_probability": 0}
     assert parts.config.data.augmentation == wanted  # what is saved with the run
-    assert first_batch(parts).images.shape == (2, 3, 64, 64)
+    place = {"start_position": 0, "process_index": 0, "num_processes": 1, "batch_size": 2}
+    assert next(parts.batches(**place)).images.shape == (2, 3, 64, 64)
     given = changed(config, tmp_path, "data.augmentation={crop_hw = [96, 80], scale = [80, 64]}")
     kept = {"crop_hw": [96, 80], "scale": [80, 64]}
     assert assemble(given).config.data.augmentation == kept
