@@ -116,13 +116,12 @@ def test_weights_in_half_the_bytes_are_no_float16_graph(tmp_path):
 
 
 def test_the_class_axis_is_dynamic(graphs):
-    given = BackendOptions(compute_capability="8.9", dynamic_axes={"classes": (1, 16, 256)})
-    report = BACKEND.build_plan(graphs / "decoder.float16.onnx", options=given).report
-    assert report["axes"] == {"classes": [1, 16, 256]}
-    shapes = {spec["name"]: spec["shape"] for spec in report["inputs"] + report["outputs"]}
-    assert shapes["queries"][:2] == [1, "classes"]
-    assert shapes["class_embeds"][:2] == [1, "classes"]
-    assert "classes" not in shapes["patch_keys"]
+    plan = build(graphs / "decoder.float16.onnx", "float16", dynamic_axes={"classes": (1, 16, 256)})
+    assert plan.report["axes"] == {"classes": [1, 16, 256]}
+    specs = plan.report["inputs"] + plan.report["outputs"]
+    dynamic = {spec["name"] for spec in specs if "classes" in spec["shape"]}
+    assert {"queries", "class_embeds"} <= dynamic
+    assert "patch_keys" not in dynamic
 
 
 @pytest.mark.parametrize(
@@ -133,14 +132,9 @@ def test_a_precision_the_graph_does_not_hold_is_refused(graphs, held, asked):
         BACKEND.build_plan(graphs / f"decoder.{held}.onnx", precision=asked)
 
 
-def test_bfloat16_needs_a_gpu_that_has_it(graphs):
-    options = BackendOptions(compute_capability="7.5")
+def test_a_gpu_that_cannot_be_targeted_or_lacks_bfloat16_is_refused(graphs):
     with refused(PrecisionNotApplied, "precision", "8.0", "bfloat16", "7.5"):
-        BACKEND.build_plan(graphs / "decoder.bfloat16.onnx", options=options)
-
-
-@pytest.mark.parametrize("target", ["8.7", "9.0", "10.0", "11.0", "sm86", ""])
-def test_a_gpu_that_rtx_cannot_target_is_refused(graphs, target):
-    options = BackendOptions(compute_capability=target)
-    with refused(BackendError, "compute_capability", "7.5", "8.0", "8.6", "8.9", "12.0"):
-        BACKEND.build_plan(graphs / "decoder.float16.onnx", options=options)
+        build(graphs / "decoder.bfloat16.onnx", "bfloat16", compute_capability="7.5")
+    for target in ("8.7", "9.0", "10.0", "11.0", "sm86", ""):
+        with refused(BackendError, "compute_capability", "7.5", "8.0", "8.6", "8.9", "12.0"):
+            build(graphs / "decoder.float16.onnx", "float16", compute_capability=target)
