@@ -40,6 +40,6 @@ def dense_bundle(folder, nodes, image_size, embeds, **settings):
     )
 
 
-def picture(height, width):
+def image(height, width):
     coarse = np.random.default_rng(width).integers(0, 256, (height // 7 + 1, width // 7 + 1, 3))
     return coarse.repeat(7, 0).repeat(7, 1)[:height, :width].astype(np.uint8)

@@ -98,7 +98,7 @@ class FakeRun:
     ) -> None:
         network = read_network(map_file(path))
         program = Program(network)
-        self.found = program.fuse_attention() if fused else 0
+        self.num_fused = program.fuse_attention() if fused else 0
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
             program.place(DEVICE)
             feeds = {}

@@ -117,10 +117,10 @@ def label(
             image = reference.overlay(
                 arrays, result.labels, colours, alpha=alpha, channel_order=order, **matrix
             )
-    return told(result) | {"picture": image}
+    return compared(result) | {"picture": image}
 
 
-def told(result: Any) -> dict[str, Any]:
+def compared(result: Any) -> dict[str, Any]:
     """The fields of a result on the host that are compared."""
     fields = ("labels", "scores", "class_scores", "candidates", "names", "unknown", "reused")
     return {name: getattr(result, name) for name in fields} | {"stages": set(result.times)}

@@ -96,7 +96,7 @@ def model(salt: str = "", **settings: object) -> ZegFormer:
     return built
 
 
-def picture(height: int, width: int, salt: str = "") -> Tensor:
+def image(height: int, width: int, salt: str = "") -> Tensor:
     """A random smooth RGB picture, uint8 ``[3, height, width]``."""
     coarse = torch.from_numpy(tiny.random_normal("picture", (1, 3, 6, 8), salt).astype(np.float32))
     values = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bicubic")[0]

@@ -32,7 +32,7 @@ class ToyBatch:
 class ToyTask(nn.Module):
     """A small network; ``dropout`` makes it depend on the state of torch's generator."""
 
-    def __init__(self, dropout=0.0, bad_picture=None, seed=0):
+    def __init__(self, dropout=0.0, bad_image=None, seed=0):
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -40,11 +40,11 @@ class ToyTask(nn.Module):
                 nn.Linear(4, 16), nn.GELU(), nn.Dropout(dropout), nn.Linear(16, 1)
             )
             self.extra = nn.Parameter(torch.ones(1))
-        self.bad_picture = bad_picture
+        self.bad_image = bad_image
 
     def forward(self, batch):
         error = (self.model(batch.points).squeeze(1) * self.extra - batch.targets).square().mean()
-        if self.bad_picture in batch.names:
+        if self.bad_image in batch.names:
             error = error * float("nan")
         size = sum(parameter.square().sum() for parameter in self.model.parameters())
         return {"error": error, "size": 1e-3 * size}
@@ -131,7 +131,7 @@ def work_in_two_processes(folder):
     rank = torch.distributed.get_rank()
     torch.save(losses_of(slice(2 * rank, 2 * rank + 2)), folder / f"{rank}.pt")
     try:
-        train(folder / "bad", ToyTask(bad_picture="picture-18"))
+        train(folder / "bad", ToyTask(bad_image="picture-18"))
     except TrainingError as error:
         print(error, flush=True)
     leave_processes()

@@ -195,7 +195,7 @@ def test_an_imported_zegformer_agrees_with_the_model(files, tmp_path):
     clip = load_clip(files / "ViT-B-16.pt", activation="quick_gelu")
     trained = torch.load(files / "model_final.pth", weights_only=True)["model"]
     model = from_official("zegformer", trained, clip=clip, seen_classes=(0, 2), calibration=0.2)
-    image = tiny_zegformer.picture(96, 64)
+    image = tiny_zegformer.image(96, 64)
     texts = [tiny_zegformer.text_features(salt) for salt in "ab"]
     with torch.inference_mode():
         maps = model([image], *texts, [(96, 64)]).sem_seg[0].numpy()

@@ -68,12 +68,12 @@ def test_the_engine_keeps_to_it(tmp_path):
     frame = np.random.default_rng(8).integers(0, 256, (37, 52, 3), np.uint8)
     with Engine(path, EngineConfig(device="cpu")) as engine:
         engine.set_classes(NAMES)
-        found = engine.segment(frame).labels
+        labels = engine.segment(frame).labels
         assert engine.self_check().passed
     settings = {"mean": MEAN, "std": STD, "align": "corners"}
     cells = reference.preprocess(frame, size_hw=(17, 17), **settings)[None, :, ::4, ::4]
     expected = reference.upsample_argmax(cells, frame.shape[:2], align="corners")[0][0]
-    assert np.mean(found == expected) > 0.999  # the scale of 100 rounds near ties
+    assert np.mean(labels == expected) > 0.999  # the scale of 100 rounds near ties
     other = reference.upsample_argmax(cells, frame.shape[:2])[0][0]
     assert np.mean(other == expected) < 0.95
 
@@ -101,11 +101,11 @@ def test_the_command_says_what_it_took(tmp_path, capsys):
     names, rows = tmp_path / "names.txt", tmp_path / "rows.npy"
     names.write_text("\n".join(NAMES))
     np.save(rows, np.eye(3, dtype=np.float32))
-    given = ["export", "dense", encoder, "--size", "17", "--mean", "none", "--bank", names, rows]
-    assert run(*given, "--out", tmp_path / "a.zsseg") == 0
+    options = ["export", "dense", encoder, "--size", "17", "--mean", "none", "--bank", names, rows]
+    assert run(*options, "--out", tmp_path / "a.zsseg") == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "taken to lie by corners" in said
     assert "--align" in said
-    assert run(*given, "--out", tmp_path / "b.zsseg", "--align", "half_pixel") == 0
+    assert run(*options, "--out", tmp_path / "b.zsseg", "--align", "half_pixel") == 0
     assert "taken" not in capsys.readouterr().out
     assert Bundle.load(tmp_path / "b.zsseg").head.align == "half_pixel"

@@ -11,7 +11,7 @@ from PIL import Image
 
 from benchmarks.papers.__main__ import main as evaluate_as
 from benchmarks.papers.protocol import papers, read_protocol
-from support.cells import dense_bundle, picture
+from support.cells import dense_bundle, image
 from support.dataset_trees import build_voc
 from zsseg_rt import ArgumentError
 from zsseg_rt.evaluation.datasets.published import PUBLISHED
@@ -61,7 +61,7 @@ HASHES = {
 
 
 def test_names_are_the_published_lists():
-    found = {}
+    digests = {}
     for paper, dataset in itertools.product(papers(), PUBLISHED):
         try:
             rules = read_protocol(paper, dataset)
@@ -70,8 +70,8 @@ def test_names_are_the_published_lists():
         end = " " if dataset == "context60" else ""  # the official file ends in a blank
         digest = hashlib.sha256(("\n".join(rules.classes) + end).encode()).hexdigest()[:16]
         shorter = dataset in ("voc20", "context59")
-        found[f"{paper} on {dataset}" if shorter else rules.names] = digest
-    assert HASHES.items() <= found.items()
+        digests[f"{paper} on {dataset}" if shorter else rules.names] = digest
+    assert HASHES.items() <= digests.items()
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def voc_bundle(tmp_path_factory):
 @pytest.fixture
 def voc(tmp_path):
     base = build_voc(tmp_path)
-    frame = picture(60, 90)
+    frame = image(60, 90)
     Image.fromarray(frame).save(base / "JPEGImages" / "2007_2.jpg", quality=95)
     mask = np.full((60, 90), 5, np.uint8)
     mask[:30] = 0
@@ -94,9 +94,9 @@ def voc(tmp_path):
 @pytest.mark.nightly
 def test_one_command_evaluates_as_a_paper_does(voc_bundle, voc, tmp_path, capsys):
     report = tmp_path / "report.json"
-    given = [voc_bundle, "--dataset", "voc21", "--root", voc, "--partial"]
+    options = [voc_bundle, "--dataset", "voc21", "--root", voc, "--partial"]
     settings = ["--precision", "float32", "--json", report]
-    assert evaluate_as([*map(str, given), "--paper", "sclip", *map(str, settings)]) == 0
+    assert evaluate_as([*map(str, options), "--paper", "sclip", *map(str, settings)]) == 0
     printed = capsys.readouterr().out
     for text in ("as published: sclip on voc21", "short side of 336", "scale 65, prob_thd 0.1",
                  "area_thd 0.1", "(56 phrases)", "no text encoder", "mIoU 59.63",
@@ -104,5 +104,5 @@ def test_one_command_evaluates_as_a_paper_does(voc_bundle, voc, tmp_path, capsys
         assert text in printed
     written = json.loads(report.read_text())
     assert written["segmenter"]["as_published"]["followed"]["area_thd"] == 0.1
-    assert evaluate_as([*map(str, given), "--paper", "naclip"]) == 1
+    assert evaluate_as([*map(str, options), "--paper", "naclip"]) == 1
     assert "export dense-clip --clip FILE --head naclip --size 336x448" in capsys.readouterr().err

@@ -97,12 +97,12 @@ def test_specs(session, place):
 
 @pytest.mark.parametrize("num_classes", [1, 5, 16, 2, 7])
 def test_dynamic_axis(session, put, num_classes):
-    given = feeds(num_classes)
-    out = session.run({name: put(array) for name, array in given.items()})
+    inputs = feeds(num_classes)
+    out = session.run({name: put(array) for name, array in inputs.items()})
     assert list(out) == ["scores", "doubled"]
-    expected = given["a"] @ given["b"].transpose(0, 2, 1)
+    expected = inputs["a"] @ inputs["b"].transpose(0, 2, 1)
     np.testing.assert_allclose(fetch(out["scores"]), expected, atol=1e-5)
-    np.testing.assert_array_equal(fetch(out["doubled"]), 2 * given["b"])
+    np.testing.assert_array_equal(fetch(out["doubled"]), 2 * inputs["b"])
 
 
 def test_runs_do_not_remember(session, put):
@@ -115,12 +115,12 @@ def test_runs_do_not_remember(session, put):
 def test_read_only_feeds_stay_untouched(session, place):
     if place[1] != "cpu":
         pytest.skip("device arrays have no read-only flag")
-    given = feeds()
-    for array in given.values():
+    inputs = feeds()
+    for array in inputs.values():
         array.setflags(write=False)
-    before = {name: array.copy() for name, array in given.items()}
-    session.run(given)
-    for name, array in given.items():
+    before = {name: array.copy() for name, array in inputs.items()}
+    session.run(inputs)
+    for name, array in inputs.items():
         np.testing.assert_array_equal(array, before[name])
 
 
@@ -164,12 +164,12 @@ def test_two_sessions_of_one_graph_in_two_threads(compiled, put):
     assert (compiled.device, compiled.precision) == (compiled.session().device, "float32")
 
     def run(session, num_classes):
-        given = feeds(num_classes)
-        placed = {name: put(array) for name, array in given.items()}
-        expected = given["a"] @ given["b"].transpose(0, 2, 1)
+        inputs = feeds(num_classes)
+        placed = {name: put(array) for name, array in inputs.items()}
+        expected = inputs["a"] @ inputs["b"].transpose(0, 2, 1)
         for _ in range(50):
-            found = fetch(session.run(placed)["scores"])
-            np.testing.assert_allclose(found, expected, atol=1e-5)
+            scores = fetch(session.run(placed)["scores"])
+            np.testing.assert_allclose(scores, expected, atol=1e-5)
         return num_classes
 
     sessions = [compiled.session(), compiled.session()]

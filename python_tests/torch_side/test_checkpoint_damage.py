@@ -332,8 +332,8 @@ def evil(tmp_path):
 
 def save(module, path, form):
     image = torch.zeros(1, 3, 5, 5)
-    made = torch.jit.script(module) if form == "scripted" else torch.jit.trace(module, image)
-    made.save(str(path))
+    jitted = torch.jit.script(module) if form == "scripted" else torch.jit.trace(module, image)
+    jitted.save(str(path))
     return torch.jit.load(str(path)).state_dict()
 
 
@@ -351,15 +351,15 @@ def rewrite(path, change):
 def test_tensors_are_those_of_torch(tmp_path, form, training):
     torch.manual_seed(0)
     expected = save(Outer().train(training), tmp_path / "a.pt", form)
-    found = load_checkpoint(tmp_path / "a.pt")
-    assert found.keys() >= expected.keys()
+    tensors = load_checkpoint(tmp_path / "a.pt")
+    assert tensors.keys() >= expected.keys()
     assert len(expected) > 30
     for key, value in expected.items():
-        assert found[key].dtype == value.dtype
-        assert found[key].shape == value.shape
-        assert found[key].stride() == value.stride() or not value.numel()
-        assert torch.equal(found[key], value)
-        assert not found[key].requires_grad
+        assert tensors[key].dtype == value.dtype
+        assert tensors[key].shape == value.shape
+        assert tensors[key].stride() == value.stride() or not value.numel()
+        assert torch.equal(tensors[key], value)
+        assert not tensors[key].requires_grad
 
 
 def test_code_of_an_archive_is_never_run(evil):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from support.cells import NAMES, bundle_at, picture
+from support.cells import NAMES, bundle_at, image
 from support.colour_words import COLOUR_WORDS
 from support.errors import refused
 from zsseg_rt import ArgumentError, Bundle, Engine, EngineConfig, FrameMemory, read_photo
@@ -120,7 +120,7 @@ def label(bundle, classes, frame, **settings):
 
 @pytest.fixture
 def frame():
-    return picture(120, 160)
+    return image(120, 160)
 
 
 @pytest.fixture(params=["descriptor", "aggregation", "dense"])
@@ -133,28 +133,26 @@ def test_as_many_candidates_as_names_change_nothing(named, frame):
     settings = {"with_scores": True, "with_class_scores": "low"}
     plain = label(bundle, names, frame, **settings)
     assert plain.candidates is None
-    found = label(bundle, names, frame, max_candidates=len(names), **settings)
-    assert found.candidates == found.names
+    seg = label(bundle, names, frame, max_candidates=len(names), **settings)
+    assert seg.candidates == seg.names
     for part in ("labels", "scores", "class_scores"):
-        np.testing.assert_array_equal(getattr(found, part), getattr(plain, part))
+        np.testing.assert_array_equal(getattr(seg, part), getattr(plain, part))
 
 
 @pytest.mark.parametrize("most", [1, 3])
 def test_labels_are_those_of_the_candidates_alone(named, most, frame):
     bundle, names = named
-    found = label(bundle, names, frame, max_candidates=most, with_scores=True)
-    assert len(found.candidates) == most
-    assert list(found.candidates) == [name for name in found.names if name in found.candidates]
-    given = [
-        name for name, shown in zip(names, found.names, strict=True) if shown in found.candidates
-    ]
-    alone = label(bundle, given, frame, with_scores=True)
-    known = alone.labels != alone.unknown
-    assert known.any()
-    table = np.array([found.names.index(name) for name in alone.names])
-    assert np.array_equal(found.labels != found.unknown, known)
-    assert np.array_equal(found.labels[known], table[alone.labels[known]])
-    np.testing.assert_allclose(found.scores, alone.scores, atol=1e-5)
+    seg = label(bundle, names, frame, max_candidates=most, with_scores=True)
+    assert len(seg.candidates) == most
+    assert list(seg.candidates) == [name for name in seg.names if name in seg.candidates]
+    subset = [name for name, shown in zip(names, seg.names, strict=True) if shown in seg.candidates]
+    alone = label(bundle, subset, frame, with_scores=True)
+    labelled = alone.labels != alone.unknown
+    assert labelled.any()
+    table = np.array([seg.names.index(name) for name in alone.names])
+    assert np.array_equal(seg.labels != seg.unknown, labelled)
+    assert np.array_equal(seg.labels[labelled], table[alone.labels[labelled]])
+    np.testing.assert_allclose(seg.scores, alone.scores, atol=1e-5)
 
 
 def test_candidates_are_those_nearest_to_some_cell(cells):
@@ -170,7 +168,7 @@ def test_candidates_are_those_nearest_to_some_cell(cells):
 
 
 def test_windows_and_letterboxes_take_candidates_too(cells):
-    frame = picture(60, 96)
+    frame = image(60, 96)
     for settings in ({"windows": "auto"}, {"resize": "letterbox"}):
         plain = label(cells, NAMES, frame, **settings)
         same = label(cells, NAMES, frame, max_candidates=4, **settings)

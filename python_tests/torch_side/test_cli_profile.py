@@ -230,8 +230,8 @@ def test_the_gate_looks_at_verdicts(written, monkeypatch, capsys, verdicts, stri
     judged = tuple(replace(one, difference=replace(one.difference, verdict=v)) for v in verdicts)
     failure = "its process was killed" if verdicts == ["failed"] else ""
     variants = (*report.variants[:-1], replace(report.variants[-1], failure=failure))
-    told = replace(report, comparisons=judged, variants=variants)
-    monkeypatch.setattr(Profiler, "run", lambda self: told)
+    outcome = replace(report, comparisons=judged, variants=variants)
+    monkeypatch.setattr(Profiler, "run", lambda self: outcome)
     more = ["--strict"] if strict else []
     assert run("--demo", "scenes", "--against", "threads=2", "--fail-above", "5%", *more) == code
     assert ("failed: its process was killed" in capsys.readouterr().out) == bool(failure)

@@ -147,15 +147,15 @@ class PlanUser:
     """Uses the cache once; says whether the content was made anew."""
 
     def __init__(self, folder):
-        self.cache, self.made = folder / "cache", 0
+        self.cache, self.builds = folder / "cache", 0
 
     def use(self):
-        before = self.made
+        before = self.builds
         assert PlanCache(self.cache, PLAN_KEY).get_or_build(self._build).data == b"plan bytes"
-        return self.made > before
+        return self.builds > before
 
     def _build(self):
-        self.made += 1
+        self.builds += 1
         return Plan(data=b"plan bytes", report={"layers": []})
 
 

@@ -77,9 +77,9 @@ class TestFrameBuffers:
             assert not np.shares_memory(engine.frame_buffer(47, 31), buffer)
             for seed in range(4):
                 buffer[:] = frame(seed)
-                found = engine.segment(buffer).labels
+                labels = engine.segment(buffer).labels
                 np.testing.assert_array_equal(buffer, frame(seed))
-                np.testing.assert_array_equal(found, engine.segment(frame(seed)).labels)
+                np.testing.assert_array_equal(labels, engine.segment(frame(seed)).labels)
 
     def test_a_dropped_buffer_is_an_ordinary_frame(self, on_gpu):
         with on_gpu() as engine:
@@ -161,16 +161,16 @@ BAD_ON_THE_GPU = [
 class TestFramesOnTheDevice:
     def test_labels_and_overlays_are_the_result_s_own(self, on_gpu):
         with on_gpu(with_scores=True) as engine:
-            given = [on_device(frame(seed)) for seed in range(5)]
-            results = [engine.segment_device(one, with_overlay=True) for one in given]
+            arrays = [on_device(frame(seed)) for seed in range(5)]
+            results = [engine.segment_device(one, with_overlay=True) for one in arrays]
             expected = [engine.segment(frame(seed)) for seed in range(5)]
             assert isinstance(results[0].labels, ops.DeviceArray)
             assert (results[0].device, results[0].to_host().vocabulary_version) == ("cuda:0", 1)
             assert "47x31 uint8 on cuda:0" in repr(results[0])
-        for seed, (found, seg) in enumerate(zip(results, expected, strict=True)):
-            np.testing.assert_array_equal(found.labels.numpy(), seg.labels)
-            np.testing.assert_array_equal(found.scores.numpy(), seg.scores)
-            np.testing.assert_array_equal(found.picture.numpy(), seg.overlay(frame(seed)))
+        for seed, (result, seg) in enumerate(zip(results, expected, strict=True)):
+            np.testing.assert_array_equal(result.labels.numpy(), seg.labels)
+            np.testing.assert_array_equal(result.scores.numpy(), seg.scores)
+            np.testing.assert_array_equal(result.picture.numpy(), seg.overlay(frame(seed)))
 
     @pytest.mark.parametrize("wrap", [lambda array: array, ForeignArray])
     @pytest.mark.parametrize("is_planes", [False, True])
@@ -187,11 +187,11 @@ class TestFramesOnTheDevice:
         with on_gpu() as engine:
             engine.segment_device(on_device(planes() if is_planes else frame()))
             ops.overlay(background, labels, colours, alpha=0.5, out=written, stream=producer.handle)
-            given = wrap(written.view((30, 46)) if is_planes else written)
-            found = engine.segment_device((given, chroma) if is_planes else given).labels.numpy()
+            image = wrap(written.view((30, 46)) if is_planes else written)
+            ours = engine.segment_device((image, chroma) if is_planes else image).labels.numpy()
             host = written.numpy(producer.handle)
             host = (host.reshape(30, 46), CHROMA) if is_planes else host
-            np.testing.assert_array_equal(found, engine.segment(host).labels)
+            np.testing.assert_array_equal(ours, engine.segment(host).labels)
 
     def test_frames_that_are_refused(self, on_gpu):
         with on_gpu() as engine:
@@ -237,9 +237,9 @@ BAD = [
 def test_planes_that_are_refused_on_the_host():
     with open_engine("descriptor", CPU) as engine:
         engine.set_classes(NAMES)
-        for given, error, argument in BAD:
+        for image, error, argument in BAD:
             with refused(error, argument):
-                engine.segment(given)
+                engine.segment(image)
         with refused(ArgumentError, "memory"):
             engine.segment(planes(), memory=FrameMemory(steady=False, skip_still=True))
 

@@ -46,7 +46,7 @@ def folder(tmp_path, monkeypatch, home):
     return tmp_path
 
 
-def given(name, folder):
+def value_of(name, folder):
     if name == "frame":
         return read_photo(folder / "street.jpg")
     if name == "dataset":
@@ -66,7 +66,7 @@ def test_python_runs(page, folder):
         add_bundles(folder)
     if "photos.toml" in code:
         add_run(folder)
-    names = {name: given(name, folder) for block in blocks for name in block.given}
+    names = {name: value_of(name, folder) for block in blocks for name in block.given}
     for block in blocks:
         lines = "\n" * (block.line - 1) + block.code
         exec(compile(lines, block.page, "exec"), names)
@@ -90,7 +90,7 @@ def parser():
 
 def parse(parser, words, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(cli, "app", lambda **given: parser(**given))
+        patch.setattr(cli, "app", lambda **options: parser(**options))
         return cli.main(words)
 
 
@@ -157,22 +157,22 @@ CODES = {"doctor": {0, 3, 4}}
 
 def runnable():
     """The commands of each page in order; those that need nothing of the reader's once in all."""
-    found, run = {}, []
+    by_page, run = {}, []
     for page in PAGES:
         for _, words in documents.commands_of(page, "zsseg-rt"):
             needs = any(re.search(pattern, " ".join(words)) for pattern in NOT_RUN)
             if not needs and words not in run:
-                found.setdefault(page, []).append(words)
+                by_page.setdefault(page, []).append(words)
                 is_free = {"--demo", "demo", "doctor", "fetch", "--recipes"} & set(words)
                 run += [words] if is_free else []
-    return found
+    return by_page
 
 
 RUN = runnable()
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def reader_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reader")
     add_bundles(folder)
     add_photos(folder)
@@ -187,15 +187,15 @@ def made(tmp_path_factory):
 
 
 @pytest.mark.parametrize("page", RUN, ids=lambda page: page.name)
-def test_commands_of_a_page_work_in_order(page, made, tmp_path, monkeypatch, capfd):
-    shutil.copytree(made, tmp_path / "here")
+def test_commands_of_a_page_work_in_order(page, reader_folder, tmp_path, monkeypatch, capfd):
+    shutil.copytree(reader_folder, tmp_path / "here")
     monkeypatch.chdir(tmp_path / "here")
-    monkeypatch.setenv("ZSSEG_HOME", str(made / "home"))
+    monkeypatch.setenv("ZSSEG_HOME", str(reader_folder / "home"))
     for words in RUN[page]:
-        given = [name for word in words for name in sorted(glob.glob(word)) or [word]]
+        arguments = [name for word in words for name in sorted(glob.glob(word)) or [word]]
         if words[0] == "stream" and "--frames" not in words:
-            given += ["--frames", "8"]
-        code = cli.main(given)
+            arguments += ["--frames", "8"]
+        code = cli.main(arguments)
         printed = capfd.readouterr()
         assert code in CODES.get(words[0], {0}), f"{' '.join(words)}: {printed.err}{printed.out}"
         assert printed.out.strip(), f"{' '.join(words)}: printed nothing"

@@ -336,12 +336,12 @@ class TestVocabularyTakenBack:
 
 
 def test_num_threads_is_the_engines_own(monkeypatch):
-    """What one engine is given changes neither the process's count nor another engine's."""
-    before, seen = ops.get_num_threads(), []
+    """One engine's count changes neither the process's nor another engine's."""
+    before, counts = ops.get_num_threads(), []
     argmax = ops.upsample_argmax
 
     def counting(*args, **options):
-        seen.append(ops.get_num_threads())
+        counts.append(ops.get_num_threads())
         return argmax(*args, **options)
 
     monkeypatch.setattr(ops, "upsample_argmax", counting)
@@ -352,7 +352,7 @@ def test_num_threads_is_the_engines_own(monkeypatch):
         for engine in (three, free, three):
             engine.set_classes(COLOURS)
             engine.segment(frame())
-    assert seen == [3, before, 3]
+    assert counts == [3, before, 3]
     assert ops.get_num_threads() == before
 
 

@@ -50,15 +50,15 @@ def embeddings():
 
 
 def frame():
-    return np.ascontiguousarray(tiny_zegformer.picture(*SIZE).numpy().transpose(1, 2, 0))
+    return np.ascontiguousarray(tiny_zegformer.image(*SIZE).numpy().transpose(1, 2, 0))
 
 
 def score_maps(model):
     """The torch model's own score maps of the frame, [C, H, W]."""
-    picture = torch.from_numpy(frame()).permute(2, 0, 1).contiguous()
+    image = torch.from_numpy(frame()).permute(2, 0, 1).contiguous()
     with torch.no_grad():
         text, regions = (torch.from_numpy(part) for part in embeddings())
-        return model([picture], text, regions, [SIZE]).sem_seg[0].numpy()
+        return model([image], text, regions, [SIZE]).sem_seg[0].numpy()
 
 
 def assert_same_labels(labels, maps):
@@ -87,9 +87,9 @@ def test_engine_labels_as_the_torch_model(exact, model):
 
 def test_the_text_bank_serves_both_branches(exact):
     exact.set_classes(NAMES, embeddings=embeddings())
-    given = exact.segment(frame()).labels
+    labels = exact.segment(frame()).labels
     exact.set_classes(NAMES)
-    np.testing.assert_array_equal(exact.segment(frame()).labels, given)
+    np.testing.assert_array_equal(exact.segment(frame()).labels, labels)
     exact.set_classes(NAMES, embeddings=embeddings()[0])
     np.testing.assert_array_equal(exact.vocabulary.prompt_embeds["regions"], embeddings()[0])
     with refused(VocabularyError, "class_names"):

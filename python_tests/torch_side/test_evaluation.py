@@ -196,13 +196,13 @@ def test_bad_requests_are_refused(flags, small_zegclip, colour_bundle):
     model, embeds = small_zegclip
     with refused(ArgumentError, "protocol"):
         TorchSegmenter(model, ["a"] * 7, embeds, protocol="crop")
-    for order, argument, given in (
+    for order, argument, options in (
         ("rgb", "protocol", {"protocol": "slide"}),
         ("bgr", "engine", {}),
     ):
         config = EngineConfig(device="cpu", use_cache=False, channel_order=order)
         with Engine(colour_bundle, config) as engine, refused(ArgumentError, argument):
-            EngineSegmenter(engine, COLOURS, **given)
+            EngineSegmenter(engine, COLOURS, **options)
 
 
 def test_a_confusion_matrix_as_csv():
@@ -280,12 +280,12 @@ def test_seen_classes_are_lowered_only_where_some_were_unseen(run, zegclip_model
 
 
 def test_new_names_come_from_the_text_tower(run):
-    known = trained_segmenter(run, NAMES, device="cpu")
+    plain = trained_segmenter(run, NAMES, device="cpu")
     other = trained_segmenter(run, ("sky", "meadow, lawn", "road", "water"), device="cpu")
-    assert not torch.equal(other.text_embeds[1], known.text_embeds[1])
-    assert torch.equal(other.text_embeds[2], known.text_embeds[2])
+    assert not torch.equal(other.text_embeds[1], plain.text_embeds[1])
+    assert torch.equal(other.text_embeds[2], plain.text_embeds[2])
     prompted = trained_segmenter(run, NAMES, templates=["the {}."], device="cpu")
-    assert not torch.isclose(prompted.text_embeds, known.text_embeds).all(dim=1).any()
+    assert not torch.isclose(prompted.text_embeds, plain.text_embeds).all(dim=1).any()
 
 
 def test_what_a_run_cannot_label_is_refused(run, tmp_path):

@@ -43,9 +43,9 @@ def test_bfloat16_graphs_keep_wide_edges(model, tmp_path):
     kinds = ("float32", "bfloat16")
     path = export_bundle(model, tmp_path / "a.zsseg", precisions=kinds, class_names=NAMES)
     bundle = Bundle.load(path)
-    found = [stage for stage in verify_bundle(path).stages if "bfloat16" in stage.where]
-    assert {stage.where.split()[0] for stage in found} == {"image_encoder", "decoder"}
-    assert all(1e-4 < stage.error < 5e-2 for stage in found)
+    stages = [stage for stage in verify_bundle(path).stages if "bfloat16" in stage.where]
+    assert {stage.where.split()[0] for stage in stages} == {"image_encoder", "decoder"}
+    assert all(1e-4 < stage.error < 5e-2 for stage in stages)
     for name in ("image_encoder", "decoder"):
         entry = bundle.graph(name, "bfloat16")
         assert {spec.dtype for spec in (*entry.inputs, *entry.outputs)} == {"float32"}

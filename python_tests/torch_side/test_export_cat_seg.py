@@ -27,7 +27,7 @@ CPU = {"device": "cpu", "precision": "float32", "use_cache": False}
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def exported(tmp_path_factory):
     model = rule.tiny_model(most_classes=8)  # of more, the head is shown the best
     path = tmp_path_factory.mktemp("cat_seg") / "tiny.zsseg"
     return model, export_bundle(model, path, precisions=("float32",))
@@ -65,8 +65,8 @@ def scores_of():
         def scores_of(path, frame, embeds, **settings):
             engine = engine_of(path, tuple(settings.items()))
             engine.set_classes([f"c{i}" for i in range(len(embeds))], embeddings=embeds)
-            found = engine.segment(frame)
-            return found.class_scores, found.labels
+            seg = engine.segment(frame)
+            return seg.class_scores, seg.labels
 
         yield scores_of
 
@@ -88,7 +88,7 @@ def log_odds(scores):
 @pytest.mark.parametrize(
     ("bundle", "settings", "counts"),
     [
-        ("made", {}, (1, 8, 9)),
+        ("exported", {}, (1, 8, 9)),
         ("wide", {}, (5, 33, 256, 257)),
         ("older", {}, (33, 300)),
         ("wide", {"head_classes": "all"}, (3, 300)),
@@ -137,12 +137,12 @@ def test_a_model_of_all_classes_makes_a_bundle_of_all(scores_of, tmp_path):
     assert (best > 0).all(axis=(1, 2)).sum() == model.config.aggregator.padding
 
 
-def test_only_this_family_has_such_a_head(made):
+def test_only_this_family_has_such_a_head(exported):
     with refused(ConfigError, "head_classes"):
         EngineConfig(head_classes="some")
     with refused(ArgumentError, "head_classes"):
         Engine(Bundle.demo("scenes"), EngineConfig(**CPU, head_classes="all"))
-    with Engine(made[1], EngineConfig(**CPU, head_classes="all")) as engine:
+    with Engine(exported[1], EngineConfig(**CPU, head_classes="all")) as engine:
         for count in (0, 1025, 10_000):
             with refused(VocabularyError, "class_names"):
                 engine.set_classes([f"c{i}" for i in range(count)])
@@ -159,24 +159,24 @@ def test_a_part_is_a_share_of_the_vocabulary(wide, monkeypatch):
         type(backend), "load", lambda *a, **k: (loaded.append(a), load_graph(*a, **k))[1]
     )
 
-    def noting(parts, stage, given):
-        sizes.append((stage, len(given["class_halves"])))
-        return run(parts, stage, given)
+    def noting(parts, stage, feeds):
+        sizes.append((stage, len(feeds["class_halves"])))
+        return run(parts, stage, feeds)
 
     monkeypatch.setattr(aggregation.AggregationPipeline, "run_stage", noting)
     with Engine(wide[1], EngineConfig(**CPU)) as engine:
-        held = len(loaded)
+        num_loaded = len(loaded)
         for count, expected in ((32, []), (33, [17, 16]), (150, [30] * 5), (257, [32] * 8)):
             frame, embeds = make_inputs(count)
             engine.set_classes([f"c{i}" for i in range(count)], embeddings=embeds)
             sizes.clear()
             engine.segment(frame)
             assert sizes == [(stage, size) for stage in range(3) for size in expected]
-        assert len(loaded) == held == 5
+        assert len(loaded) == num_loaded == 5
 
 
-def test_names_are_embedded_by_the_tuned_tower(made):
-    model, path = made
+def test_names_are_embedded_by_the_tuned_tower(exported):
+    model, path = exported
     bundle = Bundle.load(path)
     assert bundle.text.templates == ("A photo of a {} in the scene",)
     assert bundle.text.space.startswith("CAT-Seg")
@@ -191,8 +191,8 @@ def test_names_are_embedded_by_the_tuned_tower(made):
     np.testing.assert_allclose(vocabulary.embeds, expected, atol=1e-5)
 
 
-def test_phrases_of_another_text_tower_are_refused(made, tmp_path):
-    with Engine(made[1], EngineConfig(**CPU)) as engine:
+def test_phrases_of_another_text_tower_are_refused(exported, tmp_path):
+    with Engine(exported[1], EngineConfig(**CPU)) as engine:
         own = engine.set_classes(["red", "blue"])
         assert own.space == CatSeg.text_space
         stock = replace(own, space="OpenAI CLIP ViT-B/16")
@@ -200,21 +200,21 @@ def test_phrases_of_another_text_tower_are_refused(made, tmp_path):
             engine.set_classes(stock)
         engine.set_classes(own)
         engine.set_classes(replace(own, space=""))
-        given = engine.set_classes(["red", "blue"], embeddings=own.embeds)
-        assert given.space == ""
+        vocabulary = engine.set_classes(["red", "blue"], embeddings=own.embeds)
+        assert vocabulary.space == ""
     with refused(ArgumentError, "text_encoder"):
-        export_bundle(made[0], tmp_path / "a.zsseg", text_encoder=made[0].text_encoder)
+        export_bundle(exported[0], tmp_path / "a.zsseg", text_encoder=exported[0].text_encoder)
     with refused(ArgumentError, "space"):
-        export_bundle(made[0], tmp_path / "a.zsseg", space="OpenAI CLIP ViT-B/16")
+        export_bundle(exported[0], tmp_path / "a.zsseg", space="OpenAI CLIP ViT-B/16")
     assert not (tmp_path / "a.zsseg").exists()
 
 
-def test_what_does_not_fit_is_refused(made, tmp_path):
+def test_what_does_not_fit_is_refused(exported, tmp_path):
     with refused(ArgumentError, "size_hw"):
-        export_bundle(made[0], tmp_path / "other.zsseg", size_hw=(128, 128))
+        export_bundle(exported[0], tmp_path / "other.zsseg", size_hw=(128, 128))
     with refused(ArgumentError, "windows"):
-        Engine(made[1], EngineConfig(**CPU, windows="auto"))
-    broken = shutil.copytree(made[1], tmp_path / "broken.zsseg")
+        Engine(exported[1], EngineConfig(**CPU, windows="auto"))
+    broken = shutil.copytree(exported[1], tmp_path / "broken.zsseg")
     edit_manifest(broken, ("aggregation",), ...)
     with pytest.raises(BundleError, match="aggregation"):
         Bundle.load(broken)

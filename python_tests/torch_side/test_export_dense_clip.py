@@ -58,13 +58,13 @@ def weights(tmp_path_factory):
 
 
 def build(weights, **config):
-    given = {"activation": "quick_gelu", "image_size": SIZE_HW, **TOWERS, **config}
-    return create_model("dense_clip", pretrained=weights, **given)
+    options = {"activation": "quick_gelu", "image_size": SIZE_HW, **TOWERS, **config}
+    return create_model("dense_clip", pretrained=weights, **options)
 
 
 def settings(**changes):
-    given = {"size_hw": SIZE_HW, "activation": "quick_gelu", **TOWERS, **changes}
-    return DenseHead(**given)
+    fields = {"size_hw": SIZE_HW, "activation": "quick_gelu", **TOWERS, **changes}
+    return DenseHead(**fields)
 
 
 def assert_same(written, traced):
@@ -76,11 +76,11 @@ def assert_same(written, traced):
         assert getattr(one.text, part) == getattr(other.text, part)
     texts = [(path / "tokenizer.json").read_text() for path in (written, traced)]
     assert texts[0] == texts[1]
-    found, expected = (dict(np.load(path / "golden.npz")) for path in (written, traced))
-    assert found.keys() == expected.keys()
+    actual, expected = (dict(np.load(path / "golden.npz")) for path in (written, traced))
+    assert actual.keys() == expected.keys()
     for stage in ("image", "text_embeds", "prompt_embeds", "patch_embeds", "mask_logits"):
         largest = max(1, np.abs(expected[stage]).max())
-        assert np.abs(found[stage] - expected[stage]).max() <= ROUNDING * largest, stage
+        assert np.abs(actual[stage] - expected[stage]).max() <= ROUNDING * largest, stage
     assert one.graphs == other.graphs  # to the byte
 
 
@@ -94,8 +94,8 @@ def test_a_training_runs_checkpoint_is_read(dtype, tmp_path):
     save_file({k: v.contiguous() for k, v in saved.items()}, tmp_path / "run.safetensors")
     expected = read_clip(tmp_path / "clip.safetensors")
     for name in ("epoch_3.pt", "run.safetensors"):
-        found = read_clip(tmp_path / name)
-        for mine, theirs in ((found.visual, expected.visual), (found.text, expected.text)):
+        clip = read_clip(tmp_path / name)
+        for mine, theirs in ((clip.visual, expected.visual), (clip.text, expected.text)):
             assert mine.keys() == theirs.keys()
             assert all(np.array_equal(mine[key], theirs[key]) for key in mine)
 
@@ -268,7 +268,7 @@ def test_the_command_line_with_torch(weights, tmp_path, capsys):
 def test_command_line_refusals_with_torch(tmp_path, capsys, arguments, code, message):
     out = tmp_path / "c.zsseg"
     assert run("export", "dense-clip", "--clip", "ViT-B-16", "--out", out) == 2
-    found = run("export", "dense-clip", "--pretrained", "absent.pt", "--out", out, *arguments)
-    assert found == code
+    status = run("export", "dense-clip", "--pretrained", "absent.pt", "--out", out, *arguments)
+    assert status == code
     assert message in capsys.readouterr().err
     assert not out.exists()

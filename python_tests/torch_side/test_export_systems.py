@@ -210,8 +210,8 @@ def test_backends_agree(exported):
                 graph = get_backend(backend).load(
                     bundle.path / entry.file, device="cpu", precision=asked, options=OPTIONS
                 )
-                found = graph.session().run(feeds)
-                results[backend] = {key: np.array(value) for key, value in found.items()}
+                outputs = graph.session().run(feeds)
+                results[backend] = {key: np.array(value) for key, value in outputs.items()}
             for name, value in results["openvino"].items():
                 error = np.abs(value - results["torch"][name]).max() / np.abs(value).max()
                 assert error < (1e-5 if precision == "float32" else 2e-2), name

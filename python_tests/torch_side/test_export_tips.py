@@ -59,9 +59,9 @@ SETTINGS = TipsSettings(size_hw=(84, 126), **HEADS)
 FLOAT32 = EngineConfig(device="cpu", precision="float32", use_cache=False)
 
 
-def close(found, expected, tolerance):
-    assert found.shape == expected.shape
-    assert np.abs(found - expected).max() <= tolerance * max(1.0, np.abs(expected).max())
+def close(actual, expected, tolerance):
+    assert actual.shape == expected.shape
+    assert np.abs(actual - expected).max() <= tolerance * max(1.0, np.abs(expected).max())
 
 
 def tower_of(c):
@@ -70,10 +70,10 @@ def tower_of(c):
 
 
 def run_graph(tower, image, path):
-    """What OpenVINO computes of the written graph."""
+    """OpenVINO's results of the written graph."""
     graph = Graph()
-    made = dense_embeds(graph, tower, graph.input("image", image.shape))
-    graph.output("patch_embeds", made)
+    embeds = dense_embeds(graph, tower, graph.input("image", image.shape))
+    graph.output("patch_embeds", embeds)
     save_onnx(graph.network(), "image_encoder", path)
     onnx.checker.check_model(onnx.load(path), full_check=True)
     return run_file(path, {"image": image})["patch_embeds"]
@@ -102,9 +102,9 @@ def test_every_stage_is_the_official_one(shared_dir, case, tmp_path):
     close(out.mask_logits[0].numpy(), expected["cosines"], LOGITS)
     close(out.cls_embed[0].numpy(), unit(expected["plain_norm"][0]), STAGES)
     in_torch = out.patch_embeds.flatten(2).mT.numpy()
-    for found in (embeds, run_graph(tower, image, tmp_path / "a.onnx"), in_torch):
-        close(found[0], unit(expected["dense"]), STAGES)
-        cosines = (found[0] @ expected["text"].T).T.reshape(expected["cosines"].shape)
+    for result in (embeds, run_graph(tower, image, tmp_path / "a.onnx"), in_torch):
+        close(result[0], unit(expected["dense"]), STAGES)
+        cosines = (result[0] @ expected["text"].T).T.reshape(expected["cosines"].shape)
         close(cosines, expected["cosines"], LOGITS)
         np.testing.assert_array_equal(cosines.argmax(0), expected["cosines"].argmax(0))
 
@@ -119,9 +119,9 @@ def test_b14_has_the_official_labels(shared_dir, tmp_path):
         out = model_of(c)(torch.from_numpy(image), torch.from_numpy(expected["text"]))
     close(out.cls_embed[0].numpy(), unit(expected["cls"][0]), STAGES)
     cosines = (written[0] @ expected["text"].T).T.reshape(expected["cosines"].shape)
-    for found in (cosines, out.mask_logits[0].numpy()):
-        close(found, expected["cosines"], LOGITS)
-        np.testing.assert_array_equal(found.argmax(0), expected["cosines"].argmax(0))
+    for logits in (cosines, out.mask_logits[0].numpy()):
+        close(logits, expected["cosines"], LOGITS)
+        np.testing.assert_array_equal(logits.argmax(0), expected["cosines"].argmax(0))
 
 
 @pytest.mark.parametrize(
@@ -140,8 +140,8 @@ def test_texts_are_embedded_as_officially(shared_dir, file, case, tmp_path):
     pooled = tower.embed(ops, tokens)
     close(pooled, expected["pooled"], STAGES)
     save_onnx(WrittenText(tower=tower).network(), "text_encoder", tmp_path / "t.onnx")
-    found = run_file(tmp_path / "t.onnx", {"token_ids": tokens})["text_embeds"]
-    close(found, expected["pooled"], STAGES)
+    embeds = run_file(tmp_path / "t.onnx", {"token_ids": tokens})["text_embeds"]
+    close(embeds, expected["pooled"], STAGES)
     if case != "text":
         return
     towers = {"vision": golden_tips.vision(**c | {"depth": 1, "img": 112})}
@@ -206,12 +206,12 @@ def test_texts_are_cut_into_the_models_own_pieces(files, kind):
 
 
 def test_the_bundle_takes_new_words(bundle, files):
-    made = Bundle.load(bundle)
-    assert made.text.tokenizer.file == "tokenizer.model"
-    assert made.text.templates == TEMPLATES
-    assert (made.family, made.architecture, made.head.grid_hw) == ("dense", "tips", (6, 9))
-    assert made.head.logit_scale == pytest.approx(25)
-    assert set(made.graphs["image_encoder"]) == {"float32", "float16"}
+    loaded = Bundle.load(bundle)
+    assert loaded.text.tokenizer.file == "tokenizer.model"
+    assert loaded.text.templates == TEMPLATES
+    assert (loaded.family, loaded.architecture, loaded.head.grid_hw) == ("dense", "tips", (6, 9))
+    assert loaded.head.logit_scale == pytest.approx(25)
+    assert set(loaded.graphs["image_encoder"]) == {"float32", "float16"}
     assert verify_bundle(bundle).passed
     model = models.create_model(
         "tips", vision=files / "tips_vision.npz", text=files / "tips_text.npz", **HEADS
@@ -224,7 +224,7 @@ def test_the_bundle_takes_new_words(bundle, files):
     with torch.no_grad():
         prompts = model.text_encoder(torch.from_numpy(tokens)).numpy()
     expected = unit(unit(prompts).reshape(2, 9, -1).mean(1))
-    with Engine(made, FLOAT32) as engine:
+    with Engine(loaded, FLOAT32) as engine:
         vocabulary = engine.set_classes(names)
         np.testing.assert_allclose(vocabulary.embeds, expected, atol=1e-5)
         seg = engine.segment(frame)
@@ -276,9 +276,9 @@ def test_a_model_in_torch_makes_the_same_bundle(bundle, files, tmp_path):
     path = tmp_path / "a.zsseg"
     options = {"precisions": ("float32",), "verify": False}
     export_bundle(model, path, tokenizer=golden_tips.pieces(), **options)
-    made, expected = (np.load(one / "golden.npz") for one in (path, bundle))
+    golden, expected = (np.load(one / "golden.npz") for one in (path, bundle))
     for stage in ("patch_embeds", "mask_logits", "prompt_embeds"):
-        np.testing.assert_allclose(made[stage], expected[stage], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(golden[stage], expected[stage], rtol=1e-5, atol=1e-5)
     with refused(ArgumentError, "tokenizer"):
         export_bundle(model, tmp_path / "b.zsseg")
     with refused(ArgumentError, "text_encoder"):

@@ -225,8 +225,8 @@ def test_command_line(checkpoint, clip_file, tmp_path, capsys):
     assert bundle.provenance["source"] == "student.safetensors"
     with Engine(out, EngineConfig(**CPU)) as engine:
         assert engine.self_check().passed
-        found = engine.set_classes(["road", "cat"]).embeds
-    np.testing.assert_array_equal(found, embeds[::-1])
+        new_rows = engine.set_classes(["road", "cat"]).embeds
+    np.testing.assert_array_equal(new_rows, embeds[::-1])
 
 
 def test_command_line_refusals(checkpoint, tmp_path, capsys):

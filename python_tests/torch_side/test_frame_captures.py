@@ -10,7 +10,7 @@ from conftest import require_cuda
 from support.cuda_counts import count_captures
 from support.device_backend import device_backend
 from support.errors import refused
-from support.frame_kinds import assert_same, frame, open_engine, told, vocabulary
+from support.frame_kinds import assert_same, compared, frame, open_engine, vocabulary
 from zsseg_rt.errors import CaptureError, ConfigError
 from zsseg_rt.ops import core
 from zsseg_rt.runtime import captures
@@ -41,12 +41,12 @@ def placed(monkeypatch):
 
 
 def run_plainly(monkeypatch, placed, bundle, words, frames, **settings):
-    """What a fresh engine makes of frames without any capture."""
+    """A fresh engine's results for frames without any capture."""
     with monkeypatch.context() as patch:
         patch.setenv("ZSSEG_CUDA_GRAPHS", "0")
         with open_engine(bundle, placed) as engine:
             engine.set_classes(**words)
-            return [told(engine.segment(f, **settings)) for f in frames]
+            return [compared(engine.segment(f, **settings)) for f in frames]
 
 
 @pytest.mark.parametrize("bundle", ["descriptor", "segment_tokens", slow_proposals])
@@ -67,7 +67,7 @@ def test_another_thread_names_classes_throughout(monkeypatch, placed, launched, 
         thread.start()
         try:
             images = [frame(seed) for seed in range(2)]
-            found = [(n % 2, engine.segment(images[n % 2])) for n in range(16)]
+            pairs = [(n % 2, engine.segment(images[n % 2])) for n in range(16)]
         finally:
             done.set()
             thread.join(60)
@@ -78,8 +78,8 @@ def test_another_thread_names_classes_throughout(monkeypatch, placed, launched, 
             engine.segment(images[0])
         assert launched["launched"] >= before + 2
     plain = [run_plainly(monkeypatch, placed, bundle, words, images) for words in choices]
-    for image, seg in found:
-        assert_same(told(seg), plain[versions[seg.vocabulary_version]][image])
+    for image, seg in pairs:
+        assert_same(compared(seg), plain[versions[seg.vocabulary_version]][image])
 
 
 WAITS = ("waits", "WARNING", "expected pinned host memory in a capture")
@@ -101,19 +101,19 @@ def test_a_refused_capture_is_told_once_and_labels_are_right(
     with caplog.at_level(logging.INFO), open_engine(bundle, refusing) as engine:
         words = vocabulary(engine, 5)
         engine.set_classes(**words)
-        found = [engine.segment(f) for f in frames]
-        found += [engine.segment(f, unknown_below=0.0) for f in frames[:3]]
+        segs = [engine.segment(f) for f in frames]
+        segs += [engine.segment(f, unknown_below=0.0) for f in frames[:3]]
     records = [r for r in caplog.records if r.name == "zsseg_rt.runtime.captures"]
     assert [record.levelname for record in records] == [level]
     assert reason in records[0].getMessage()
     expected = run_plainly(monkeypatch, refusing, bundle, words, frames)
     expected += run_plainly(monkeypatch, refusing, bundle, words, frames[:3], unknown_below=0.0)
-    for one, other in zip(found, expected, strict=True):
-        assert_same(told(one), other)
+    for one, other in zip(segs, expected, strict=True):
+        assert_same(compared(one), other)
 
 
 def test_a_refused_capture_is_tried_again(monkeypatch, placed, launched):
-    """What stood in the way may be gone later: CUDA was out of memory, a library was not ready."""
+    """The cause may be gone later: CUDA was out of memory, a library was not ready."""
     monkeypatch.setattr(captures, "TRIES_AFTER", (2, 4))
     begin, refused_so_far = core.Capture.begin, []
 
@@ -193,7 +193,7 @@ def test_classes_in_parts_are_recorded_too(monkeypatch, placed, launched, tmp_pa
     assert launched["launched"] >= 3 * 2
     if count == 8:  # else other rows stand beside those that fill the size
         for one, other in zip(*results, strict=True):
-            assert_same(told(one), told(other))
+            assert_same(compared(one), compared(other))
 
 
 def test_a_vocabulary_is_whole_on_the_device_before_its_first_frame(monkeypatch, placed):

@@ -19,11 +19,11 @@ from support.frame_kinds import (
     ON_THE_HOST,
     STORED,
     assert_same,
+    compared,
     frame,
     half_bundle,
     label,
     open_engine,
-    told,
     vocabulary,
 )
 from support.host_backend import host_backend
@@ -83,7 +83,7 @@ def checks_in_turns(engine, as_pixels):
 
 def in_lanes(engine, as_pixels):
     with engine.lane() as lane:
-        return [told(each.segment(frame(n))) for n in range(4) for each in (engine, lane)]
+        return [compared(each.segment(frame(n))) for n in range(4) for each in (engine, lane)]
 
 
 def with_memories(**settings):
@@ -94,7 +94,7 @@ def with_memories(**settings):
         scene = np.kron(frame(1, 8, 12), np.ones((6, 6, 1), np.uint8))  # 48x72 pixels
         memories, at = [FrameMemory(**settings) for _ in range(2)], itertools.count()
         return [
-            told(engine.segment(np.ascontiguousarray(scene[:31, x : x + 47]), memory=memory,
+            compared(engine.segment(np.ascontiguousarray(scene[:31, x : x + 47]), memory=memory,
                                 captured_at=float(next(at))))
             for x in range(0, 20, 4) for memory in memories
         ]  # fmt: skip
@@ -225,22 +225,22 @@ def test_recorded_frames_equal_plain_ones_of_their_pixels(monkeypatch, bundle_of
     bundle, counts = bundle_of(case.bundle), count_captures(monkeypatch)
     placed, _ = device_backend(monkeypatch, **case.backend)
     with open_engine(bundle, placed, **case.settings) as engine:
-        found = []
+        runs = []
         for choose, run in case.steps:
             engine.set_classes(**choose(engine))
-            found.append(run(engine, False))
+            runs.append(run(engine, False))
     assert case.recorded in (None, counts["recorded"])
     assert counts["launched"] >= case.launched
     monkeypatch.setenv("ZSSEG_CUDA_GRAPHS", "0")
     before = dict(counts)
-    for (choose, run), results in zip(case.steps, found, strict=True):
+    for (choose, run), results in zip(case.steps, runs, strict=True):
         with open_engine(bundle, placed, **case.settings) as fresh:
             fresh.set_classes(**choose(fresh))
             for one, other in zip(results, run(fresh, True), strict=True):
                 assert_same(one, other)
     assert counts == before
-    told_apart = {result["scores"].tobytes() for step in found for result in step}
-    assert len(told_apart) > 1 or not case.is_varied
+    distinct = {result["scores"].tobytes() for step in runs for result in step}
+    assert len(distinct) > 1 or not case.is_varied
 
 
 # --- graphs that the host computes ----------------------------------------------------------------
@@ -268,19 +268,19 @@ def test_labels_on_a_gpu_are_the_cpu_s(monkeypatch, bundle, session_kind, settin
     for device, placed in (("cpu", {"device": "cpu"}), ("cuda:0", gpu)):
         with open_engine(bundle, placed, **settings) as engine:
             assert engine.device == device
-            for chosen, kind in itertools.product((names, names[:2]), GIVEN):
-                engine.set_classes(chosen)
-                size = ((80, 76), (60, 14))[(GIVEN.index(kind) + len(chosen)) % 2]
+            for classes, kind in itertools.product((names, names[:2]), GIVEN):
+                engine.set_classes(classes)
+                size = ((80, 76), (60, 14))[(GIVEN.index(kind) + len(classes)) % 2]
                 results.append(label(engine, kind, 5, as_pixels=device == "cpu", size=size))
             assert engine.self_check().passed
     half = len(results) // 2
-    for cpu, found in zip(results[:half], results[half:], strict=True):
-        same = found["labels"] == cpu["labels"]
-        assert found["labels"].dtype == cpu["labels"].dtype
+    for cpu, on_gpu in zip(results[:half], results[half:], strict=True):
+        same = on_gpu["labels"] == cpu["labels"]
+        assert on_gpu["labels"].dtype == cpu["labels"].dtype
         assert same.mean() > 0.995
-        np.testing.assert_allclose(found["scores"][same], cpu["scores"][same], atol=2e-4)
+        np.testing.assert_allclose(on_gpu["scores"][same], cpu["scores"][same], atol=2e-4)
         last = {"check"}  # on a GPU a part of another kernel
-        assert found["stages"] | last == cpu["stages"] | last
+        assert on_gpu["stages"] | last == cpu["stages"] | last
 
 
 @pytest.mark.needs_cuda
@@ -289,8 +289,8 @@ def test_labels_that_become_classes_on_the_host_are_drawn_there(monkeypatch):
     with open_engine("segment_tokens", host_backend(monkeypatch, "foreign arrays")) as engine:
         engine.set_classes([["name 0", "name 3"], "name 1"])
         for kind in ("RGB on the GPU", "planes on the GPU"):
-            found = label(engine, kind, 1, alpha=0.5)
-            assert_same(found, label(engine, kind, 1, alpha=0.5, as_pixels=True))
+            result = label(engine, kind, 1, alpha=0.5)
+            assert_same(result, label(engine, kind, 1, alpha=0.5, as_pixels=True))
 
 
 # --- without a GPU --------------------------------------------------------------------------------
@@ -304,7 +304,7 @@ def test_frames_on_the_cpu_have_the_labels_of_their_pixels(bundle, order):
     with open_engine(bundle, {"device": "cpu"}, channel_order=order) as engine:
         engine.set_classes(**vocabulary(engine, 5))
         results = {kind: label(engine, kind, 1) for kind in ON_THE_HOST}
-        for kind, found in results.items():
-            assert_same(found, label(engine, kind, 1, as_pixels=True))
+        for kind, result in results.items():
+            assert_same(result, label(engine, kind, 1, as_pixels=True))
         hd, usual = (results[kind]["scores"] for kind in ("planes of HD", "planes"))
         assert not np.array_equal(hd, usual)

@@ -65,12 +65,12 @@ def test_a_graph_computes_the_same_bits_with_half_edges(bundles):
     with np.load(half / "golden.npz") as golden:
         for name, variants in bundle.graphs.items():
             inputs = {spec.name: golden[spec.name] for spec in variants["float16"].inputs}
-            expected, found = run(wide, name, inputs), run(half, name, inputs)
-            for tensor, result in found.items():
+            expected, outputs = run(wide, name, inputs), run(half, name, inputs)
+            for tensor, result in outputs.items():
                 is_half = tensor in bundle_specs.FAMILIES[bundle.family].half_tensors
                 rounded = expected[tensor].astype(np.float16 if is_half else np.float32)
                 np.testing.assert_array_equal(result, rounded, err_msg=tensor)
-            feeds |= found
+            feeds |= outputs
     assert feeds
 
 
@@ -81,7 +81,7 @@ def test_labels_on_a_gpu_equal_those_of_float32_edges(bundles, monkeypatch, sess
     require_cuda()
     family, half, wide = bundles
     placed = host_backend(monkeypatch, session_kind, host_name="torch")
-    found = {}
+    segs = {}
     for path in (half, wide):
         config = EngineConfig(
             precision="float16", use_cache=False, with_scores=True,
@@ -92,8 +92,8 @@ def test_labels_on_a_gpu_equal_those_of_float32_edges(bundles, monkeypatch, sess
             assert image.dtype == ("float16" if path == half else "float32")
             assert engine.self_check().passed
             engine.set_classes(NAMES)
-            found[path] = engine.segment(frame())
-    ours, theirs = found[half], found[wide]
+            segs[path] = engine.segment(frame())
+    ours, theirs = segs[half], segs[wide]
     if family == "zeroseg":
         np.testing.assert_array_equal(ours.labels, theirs.labels)
         return
@@ -162,17 +162,17 @@ def test_a_manifest_with_a_wrong_dtype_is_refused(tmp_path, name, place, value, 
 
 
 @pytest.mark.parametrize(
-    ("given", "taken"), [("float32", "float16"), ("float16", "float32"), ("bfloat16", "bfloat16")]
+    ("embeds", "taken"), [("float32", "float16"), ("float16", "float32"), ("bfloat16", "bfloat16")]
 )
-def test_embeddings_and_queries_are_of_one_dtype(given, taken):
+def test_embeddings_and_queries_are_of_one_dtype(embeds, taken):
     """The kernel between them reads and writes one, and NumPy can round to float16 only."""
     family = create_family(Bundle.load(STORED / "descriptor.zsseg"), EngineConfig())
     sessions = {
-        "image_encoder": SimpleNamespace(outputs=[spec("cls_embed", given)]),
+        "image_encoder": SimpleNamespace(outputs=[spec("cls_embed", embeds)]),
         "decoder": SimpleNamespace(inputs=[spec("queries", taken)]),
     }
     with pytest.raises(BundleError, match="cls_embed and queries: expected both float32 or both "
-                       f"float16, got {given} and {taken}"):  # fmt: skip
+                       f"float16, got {embeds} and {taken}"):  # fmt: skip
         family.pipeline(family, sessions, Workspace("cpu"))
 
 
@@ -229,11 +229,11 @@ def test_an_output_that_is_used_inside_stays_available_in_both_types(tmp_path):
         tmp_path / "half.onnx", device="cpu", precision="auto", options=options
     ).session()  # fmt: skip
     x = np.random.default_rng(0).standard_normal((4, 64)).astype(np.float32)
-    found = session.run({"x": x})
+    outputs = session.run({"x": x})
     rounded = x.astype(np.float16).astype(np.float64)
     normed = rounded - rounded.mean(1, keepdims=True)
     normed /= np.sqrt((normed**2).mean(1, keepdims=True) + 1e-5)
-    np.testing.assert_array_equal(found["y"], found["y"].astype(np.float16))
-    np.testing.assert_allclose(found["y"], normed, atol=2e-3)  # float16 of values to 3
-    np.testing.assert_allclose(found["z"].sum(1), 1, atol=1e-5)
-    np.testing.assert_array_equal(found["w"], 2 * found["y"])
+    np.testing.assert_array_equal(outputs["y"], outputs["y"].astype(np.float16))
+    np.testing.assert_allclose(outputs["y"], normed, atol=2e-3)  # float16 of values to 3
+    np.testing.assert_allclose(outputs["z"].sum(1), 1, atol=1e-5)
+    np.testing.assert_array_equal(outputs["w"], 2 * outputs["y"])

@@ -1,4 +1,4 @@
-"""What an engine takes: memory, known before it is loaded and limited, and CPUs."""
+"""An engine's needs: memory, known before it is loaded and limited, and CPUs."""
 
 import math
 import os
@@ -37,9 +37,9 @@ def test_the_most_that_is_alive_at_one_time_is_counted(tmp_path):
     ]
     ends = {"x": (number, ["rows", 8])}, {"y": (number, [1, 1, 1])}
     path = write_graph(tmp_path / "g.onnx", nodes, *ends, weights)
-    found = graph_memory(path, float_bytes=4, axes={"rows": 5})
-    assert found.weights == 8 * 32 * 4 + 3 * 8
-    assert found.activations == 5 * (32 + 32) * 4
+    plan = graph_memory(path, float_bytes=4, axes={"rows": 5})
+    assert plan.weights == 8 * 32 * 4 + 3 * 8
+    assert plan.activations == 5 * (32 + 32) * 4
     assert graph_memory(path, float_bytes=2, axes={"rows": 5}).activations == 5 * (32 + 32) * 2
     path.write_bytes(b"no graph")
     with refused(BackendError, None):

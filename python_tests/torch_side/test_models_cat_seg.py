@@ -54,8 +54,8 @@ def test_keys_that_follow_from_others_may_be_missing_or_present(weights):
     masks = {rule.HEAD + f"layers.{n}.swin_block.block_2.attn_mask": mask for n in (0, 1)}
     bare = {key: value for key, value in weights.items() if "logit_scale" not in key}
     image, text = inputs(3)
-    found = build(weights | masks)(image, text).mask_logits
-    assert torch.equal(found, build(bare)(image, text).mask_logits)
+    logits = build(weights | masks)(image, text).mask_logits
+    assert torch.equal(logits, build(bare)(image, text).mask_logits)
     no_text = {k: v for k, v in bare.items() if "visual" in k or rule.CLIP not in k}
     assert build(no_text).text_encoder is None
 
@@ -192,8 +192,8 @@ def test_small_logits_of_the_engine(shared_dir, small, engine, count):
     """It shows the head the 256 best, in parts; test_export_cat_seg compares it in every run."""
     text = rule.text_bank(count, small[2]).numpy()
     expected = load(shared_dir, f"catseg_small_c{count}_public.npz")["logits"]
-    found = engine_logits(engine, small, text)
-    assert np.abs(found - expected).max() <= LOGITS  # worst seen 2e-5
+    logits = engine_logits(engine, small, text)
+    assert np.abs(logits - expected).max() <= LOGITS  # worst seen 2e-5
 
 
 @pytest.mark.parametrize("count", [5, 20, pytest.param(300, marks=pytest.mark.nightly)])
@@ -202,8 +202,8 @@ def test_small_views_of_a_whole_picture(shared_dir, small, count):
     vectors = load(shared_dir, "catseg_small_slide_public.npz")
     scores = slide_predict(model, vectors["picture"], rule.text_bank(count, config))
     step = 1 if count == 5 else 2
-    found = scores[vectors[f"classes_c{count}"], ::step, ::step].numpy()
-    assert np.abs(found - vectors[f"sem_seg_c{count}"]).max() <= SCORES
+    maps = scores[vectors[f"classes_c{count}"], ::step, ::step].numpy()
+    assert np.abs(maps - vectors[f"sem_seg_c{count}"]).max() <= SCORES
     assert_labels(scores, vectors[f"argmax_c{count}"])
 
 
@@ -223,7 +223,7 @@ def test_real_sizes(shared_dir, count):
     stage = logits[vectors["stage_classes"][:2]]
     assert np.abs(stage.numpy() - vectors["logits_stage"]).max() <= LOGITS
     if count == 20:
-        pictures = load(shared_dir, "catseg_real_slide_public.npz")
-        scores = slide_predict(model, pictures["picture"], text)
-        assert np.abs(scores[:, ::8, ::8].numpy() - pictures["sem_seg_sub8"]).max() <= SCORES
-        assert_labels(scores, pictures["argmax"])
+        slides = load(shared_dir, "catseg_real_slide_public.npz")
+        scores = slide_predict(model, slides["picture"], text)
+        assert np.abs(scores[:, ::8, ::8].numpy() - slides["sem_seg_sub8"]).max() <= SCORES
+        assert_labels(scores, slides["argmax"])

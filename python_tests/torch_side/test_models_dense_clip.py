@@ -129,9 +129,9 @@ def literal_embeds(visual, image, head, std=5.0):
     return features / features.norm(dim=-1, keepdim=True)
 
 
-def assert_same(found, expected):
+def assert_same(actual, expected):
     # float32, the same sums in another order through three blocks; worst seen below 2e-6
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("size_hw", [(64, 64), (48, 80), (112, 16)], ids=str)
@@ -159,13 +159,13 @@ def test_predict_upsamples_and_slides(build):
     image = torch.from_numpy(((rgb / 255 - mean) / std).transpose(2, 0, 1)[None]).float()
     whole = F.interpolate(model(image, text).mask_logits, size=(64, 96), mode="bilinear")
     torch.testing.assert_close(model.predict(image, text), whole)
-    found = slide_predict(model, rgb, text, short_side=64, crop_size=4096, stride=4096)
-    torch.testing.assert_close(found, whole[0].softmax(0), rtol=0, atol=1e-4)
+    scores = slide_predict(model, rgb, text, short_side=64, crop_size=4096, stride=4096)
+    torch.testing.assert_close(scores, whole[0].softmax(0), rtol=0, atol=1e-4)
     left, right = model.predict(image[..., :64], text), model.predict(image[..., 32:], text)
     total = F.pad(left, (0, 32)) + F.pad(right, (32, 0))
     total[..., 32:64] /= 2
-    found = slide_predict(model, rgb, text, short_side=64, crop_size=64, stride=32)
-    torch.testing.assert_close(found, total[0].softmax(0), rtol=0, atol=1e-4)
+    scores = slide_predict(model, rgb, text, short_side=64, crop_size=64, stride=32)
+    torch.testing.assert_close(scores, total[0].softmax(0), rtol=0, atol=1e-4)
 
 
 def test_defaults_are_the_authors(build):
@@ -229,8 +229,8 @@ def test_windows_give_the_official_probabilities_and_labels(shared_dir):
     scores = slide_scores(
         lambda window: model.predict(window, text), image[None], crop_size=side, stride=stride
     )
-    found = scores[0, :, ::4, ::4].numpy()
-    np.testing.assert_allclose(found, vectors["slide/probabilities_sub4"], atol=1e-6)
+    sampled = scores[0, :, ::4, ::4].numpy()
+    np.testing.assert_allclose(sampled, vectors["slide/probabilities_sub4"], atol=1e-6)
     large = torch.nn.functional.interpolate(scores, size=(90, 130), mode="bilinear")[0]
     best = large.topk(2, dim=0).values
     clear = (best[0] - best[1] > 1e-6).numpy()
@@ -242,8 +242,8 @@ def test_windows_give_the_official_probabilities_and_labels(shared_dir):
 @pytest.mark.parametrize("case", ["enlarge", "shrink"])
 def test_pictures_are_resized_as_officially(shared_dir, case):
     vectors = load(shared_dir, "tips_small_public.npz")
-    found = resized_rgb(vectors[f"preprocess/{case}/rgb"], 112)
-    np.testing.assert_array_equal(found, vectors[f"preprocess/{case}/out_uint8"])
+    resized = resized_rgb(vectors[f"preprocess/{case}/rgb"], 112)
+    np.testing.assert_array_equal(resized, vectors[f"preprocess/{case}/out_uint8"])
 
 
 def test_other_heads_and_floats_for_tokens_are_refused():
@@ -314,6 +314,6 @@ def test_files_and_tensors_make_the_same_model(tmp_path):
     assert read.logit_scale == pytest.approx(20)
     assert read.size_hw == (112, 112)
     tensors = {n: {k: torch.as_tensor(v) for k, v in t.items()} for n, t in towers.items()}
-    given = models.from_official("tips", tensors, **heads)
-    for key, value in given.state_dict().items():
+    model = models.from_official("tips", tensors, **heads)
+    for key, value in model.state_dict().items():
         torch.testing.assert_close(read.state_dict()[key], value, rtol=0, atol=0)

@@ -60,8 +60,8 @@ def test_overlapping_patches_make_a_finer_grid(clip_file, stride):
     window = padded[0, :, row * stride :, column * stride :][:, :16, :16]
     token = (encoder.conv1.weight * window).sum((1, 2, 3))
     place = 1 + row * side + column
-    found = encoder.input_tokens(image)[0, place] - encoder.patch_positions((side, side))[place - 1]
-    torch.testing.assert_close(found, token, rtol=0, atol=1e-5)
+    rest = encoder.input_tokens(image)[0, place] - encoder.patch_positions((side, side))[place - 1]
+    torch.testing.assert_close(rest, token, rtol=0, atol=1e-5)
 
 
 def test_impossible_strides_are_refused(clip_file):
@@ -161,11 +161,11 @@ def test_unread_keys_may_be_absent_as_in_the_jittor_port(architecture, weights, 
     lean = {k: v for k, v in whole.items() if not any(name in k for name in names)}
     assert len(whole) - len(lean) == unread
     image, text = IMAGE, TEXT
-    found, expected = (
+    scores, expected = (
         from_official(architecture, content, **tiny.zegclip_config())(image, text).mask_logits
         for content in (lean, whole)
     )
-    assert torch.equal(found, expected)
+    assert torch.equal(scores, expected)
     optional = ("decode_head.recovery_decoder.", "text_encoder.")
     less = {key: value for key, value in lean.items() if not key.startswith(optional)}
     assert from_official(architecture, less, **tiny.zegclip_config()).text_encoder is None

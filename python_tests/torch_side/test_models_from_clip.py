@@ -30,8 +30,8 @@ def clip_file(tmp_path_factory):
 @pytest.fixture(scope="module")
 def build(clip_file):
     def build(architecture: str, **settings):
-        given = {"image_size": 64, "num_heads": 4, "text_heads": 4, "activation": "quick_gelu"}
-        return create_model(architecture, pretrained=clip_file, **given | settings)
+        options = {"image_size": 64, "num_heads": 4, "text_heads": 4, "activation": "quick_gelu"}
+        return create_model(architecture, pretrained=clip_file, **options | settings)
 
     return build
 
@@ -42,14 +42,14 @@ def tower(model):
 
 @pytest.mark.parametrize("architecture", BUILDS)
 def test_towers_are_clips(build, architecture):
-    model, given = build(architecture), tiny.clip_state_dict(SIZES)
+    model, weights = build(architecture), tiny.clip_state_dict(SIZES)
     mode = "bicubic" if architecture == "cosine_head" else "bilinear"
     key = "visual.positional_embedding"
-    given[key] = resize_positional_embedding(given[key], (4, 4), mode)
+    weights[key] = resize_positional_embedding(weights[key], (4, 4), mode)
     visual, text = tower(model).state_dict(), model.text_encoder.state_dict()
-    for name, value in given.items():
-        held = visual[name[7:]] if name.startswith("visual.") else text[name]
-        assert torch.equal(held, value)
+    for name, value in weights.items():
+        tensor = visual[name[7:]] if name.startswith("visual.") else text[name]
+        assert torch.equal(tensor, value)
     assert not model.training
     assert not any(p.requires_grad for p in model.text_encoder.parameters())
     assert any(p.requires_grad for p in model.parameters())
@@ -65,8 +65,8 @@ def test_prompts_start_as_officially(build):
 
 
 def test_cell_tokens_start_as_the_class_token_of_clip_itself(build):
-    bridge, given = build("clip_rc", num_cells=4).backbone.region_level_bridge, SIZES
-    clip = tiny.clip_state_dict(given)
+    bridge, sizes = build("clip_rc", num_cells=4).backbone.region_level_bridge, SIZES
+    clip = tiny.clip_state_dict(sizes)
     start = clip["visual.class_embedding"] + clip["visual.positional_embedding"][0]
     assert torch.equal(bridge, start.expand(4, -1))
     assert not bridge.requires_grad

@@ -290,8 +290,8 @@ def test_the_order_of_classes_changes_nothing(tiny_models, name):
     order = torch.tensor([4, 1, 6, 0, 5, 2, 3])
     scores = model.predict(image, TEXT)
     assert scores.std() > 1e-3  # lively enough for the comparison to mean something
-    found = model.predict(image, TEXT[order])
-    torch.testing.assert_close(found, scores[:, order], rtol=1e-4, atol=1e-4)
+    permuted = model.predict(image, TEXT[order])
+    torch.testing.assert_close(permuted, scores[:, order], rtol=1e-4, atol=1e-4)
 
 
 @every_tiny

@@ -25,11 +25,11 @@ def build(state_dict, **settings):
     return from_official("zegformer", state_dict, **{"num_heads": 4} | settings)
 
 
-def run(model, pictures, out_hw=None):
+def run(model, images, out_hw=None):
     text, text_clip = tiny_zegformer.text_features("a"), tiny_zegformer.text_features("b")
-    sizes = out_hw or [(picture.shape[1], picture.shape[2]) for picture in pictures]
+    sizes = out_hw or [(image.shape[1], image.shape[2]) for image in images]
     with torch.no_grad():
-        return model(pictures, text, text_clip, sizes)
+        return model(images, text, text_clip, sizes)
 
 
 def training_state_dict():
@@ -50,10 +50,10 @@ def clip_weights():
 
 def test_pictures_of_one_padded_size_do_not_see_each_other():
     model = tiny_zegformer.model()
-    pictures = [tiny_zegformer.picture(50, 90, "a"), tiny_zegformer.picture(64, 70, "b")]
-    together = run(model, pictures)
-    for index, picture in enumerate(pictures):
-        alone = run(model, [picture])
+    images = [tiny_zegformer.image(50, 90, "a"), tiny_zegformer.image(64, 70, "b")]
+    together = run(model, images)
+    for index, image in enumerate(images):
+        alone = run(model, [image])
         pairs = [
             (together.pred_masks[index], alone.pred_masks[0]),
             (together.sem_seg[index], alone.sem_seg[0]),
@@ -64,13 +64,13 @@ def test_pictures_of_one_padded_size_do_not_see_each_other():
 
 def test_no_more_regions_than_asked_for_live_at_once():
     region_batch = 3
-    expected = run(tiny_zegformer.model(), [tiny_zegformer.picture(64, 64)])
+    expected = run(tiny_zegformer.model(), [tiny_zegformer.image(64, 64)])
     model = tiny_zegformer.model(region_batch=region_batch)
     counts = []
     model.clip_model.visual.conv1.register_forward_pre_hook(
         lambda _, inputs: counts.append(len(inputs[0]))
     )
-    output = run(model, [tiny_zegformer.picture(64, 64)])
+    output = run(model, [tiny_zegformer.image(64, 64)])
     assert max(counts) <= region_batch
     assert sum(counts) == 8
     torch.testing.assert_close(output.clip_logits, expected.clip_logits, rtol=0, atol=1e-4)
@@ -151,9 +151,9 @@ TEXT = tiny_zegformer.text_features()
     ],
 )
 def test_wrong_inputs(changes, error, argument):
-    picture = tiny_zegformer.picture(32, 32)
+    image = tiny_zegformer.image(32, 32)
     inputs = {
-        "images": [picture],
+        "images": [image],
         "text_features": TEXT,
         "text_features_clip": TEXT,
         "out_hw": [(32, 32)],
@@ -216,9 +216,9 @@ def test_sizes_follow_from_clip_and_settings(clip_file):
     assert not any(p.requires_grad for p in clip.parameters())
     assert not model.training
     text = torch.nn.functional.normalize(torch.randn(3, embed_dim), dim=1)
-    picture = torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)
+    image = torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)
     with torch.no_grad():
-        output = model([picture], text, text, [(64, 96)])
+        output = model([image], text, text, [(64, 96)])
     assert output.pred_logits.shape == (1, 5, 4)
     assert output.sem_seg[0].shape == (3, 64, 96)
     assert torch.isfinite(output.sem_seg[0]).all()
@@ -253,8 +253,8 @@ def test_learned_norms_are_frozen_ones_in_evaluation():
     image = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(2))
     before = {key: value.clone() for key, value in learned.state_dict().items()}
     assert learned.stem.conv1.norm.running_mean.abs().max() > 0.1
-    for found, expected in zip(learned(image), frozen(image), strict=True):
-        assert torch.equal(found, expected)
+    for ours, expected in zip(learned(image), frozen(image), strict=True):
+        assert torch.equal(ours, expected)
     assert all(torch.equal(value, before[key]) for key, value in learned.state_dict().items())
     assert not torch.allclose(learned.train()(image)[0], frozen.train()(image)[0])
     assert not any(name.endswith("norm.weight") for name, _ in frozen.named_parameters())
@@ -276,9 +276,9 @@ def test_norms_follow_from_weights(pretrained, clip_file, tmp_path):
 
 
 def torchvision_key(key):
-    """What torchvision calls a tensor of ours."""
+    """Torchvision's key of a tensor of ours."""
     key = re.sub(r"^stem\.", "", key)
-    key = re.sub(r"^res(\d)", lambda found: f"layer{int(found[1]) - 1}", key)
+    key = re.sub(r"^res(\d)", lambda match: f"layer{int(match[1]) - 1}", key)
     key = key.replace("shortcut.norm", "downsample.1").replace("shortcut", "downsample.0")
     return re.sub(r"conv(\d)\.norm", r"bn\1", key)
 
@@ -307,9 +307,9 @@ def test_torchvision_weights_compute_what_torchvision_does(norm):
     image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(4))
     with torch.no_grad():
         x = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(image))))
-        for index, found in enumerate(ours(image), start=1):
+        for index, features in enumerate(ours(image), start=1):
             x = theirs.get_submodule(f"layer{index}")(x)
-            torch.testing.assert_close(found, x, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(features, x, rtol=1e-5, atol=1e-5)
 
 
 def test_weights_of_another_resnet_are_refused():

@@ -117,11 +117,11 @@ def test_small_graphs_and_kernels(small, small_model, small_inputs, tmp_path):
     padded, regions = small["mid/padded_input"], np.arange(8, dtype=np.int32)
     files = export_graphs(small_model, tmp_path, size_hw=padded.shape[2:], precisions=("float32",))
     paths = {name: tmp_path / kinds["float32"].file for name, kinds in files.items()}
-    found = run_file(paths["image_encoder"], {"image": padded})
-    masks = found["region_masks"][0]
-    assert_close(found["region_masks"], small["mid/pred_masks"])
-    logits = 100 * found["segment_embeds"] @ small["text/text_features_test"].T
-    logits = np.dstack([logits, found["no_object"][..., None]])
+    outputs = run_file(paths["image_encoder"], {"image": padded})
+    masks = outputs["region_masks"][0]
+    assert_close(outputs["region_masks"], small["mid/pred_masks"])
+    logits = 100 * outputs["segment_embeds"] @ small["text/text_features_test"].T
+    logits = np.dstack([logits, outputs["no_object"][..., None]])
     assert_close(logits, small["mid/pred_logits"])
     boxes = ops.mask_boxes(masks, padded.shape[2:])
     planes = small_model.prepare(small_inputs[0], REGION_MEAN, REGION_STD)[0].numpy()
@@ -231,8 +231,8 @@ class RealCase:
 
     def resize(self, image: np.ndarray) -> Tensor:
         pil = pytest.importorskip("PIL.Image")
-        picture = pil.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
-        resized = np.asarray(picture.resize((512, 683), pil.Resampling.BILINEAR))
+        pil_image = pil.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
+        resized = np.asarray(pil_image.resize((512, 683), pil.Resampling.BILINEAR))
         assert resized.sum(dtype=np.int64) == self.golden["resized_sum"]
         return torch.from_numpy(resized.copy()).permute(2, 0, 1)
 

@@ -185,8 +185,8 @@ def test_straight_through_gradient_is_the_softmaxs(noisy):
 def test_a_checkpoint_says_its_sizes(image, tmp_path):
     model = zeroseg_model(head_layers=(1, 1, 2))
     save_file(model.state_dict(), tmp_path / "a.safetensors")
-    told = {"num_heads": 4, "head_heads": 4, "decoder_heads": 4, "image_size": 64}
-    loaded = create_model("zeroseg", weights=tmp_path / "a.safetensors", **told)
+    sizes = {"num_heads": 4, "head_heads": 4, "decoder_heads": 4, "image_size": 64}
+    loaded = create_model("zeroseg", weights=tmp_path / "a.safetensors", **sizes)
     assert loaded.config == model.config
     assert torch.equal(loaded(image).segment_embeds, model(image).segment_embeds)
 
@@ -238,11 +238,11 @@ def test_segment_agrees_with_the_scores(model, image):
     assert torch.equal(labels, expected.argmax(1))
     torch.testing.assert_close(scores, expected.amax(1))
     with_unknown = zeroseg_model(background_threshold=0.99)
-    found, _ = with_unknown.segment(image, text, (64, 64))
+    marked, _ = with_unknown.segment(image, text, (64, 64))
     reference = with_unknown.predict(image, text).argmax(1) - 1
-    assert torch.equal(found, reference)
-    assert (found == -1).any()
-    assert (found >= 0).any()
+    assert torch.equal(marked, reference)
+    assert (marked == -1).any()
+    assert (marked >= 0).any()
 
 
 def test_another_checkpoint_is_refused(tmp_path):
@@ -279,10 +279,10 @@ class MeanColours(nn.Module):
     def __init__(self, gain=1.0):
         super().__init__()
         self.gain = nn.Parameter(torch.tensor(gain))
-        self.seen = 0
+        self.encoded = 0
 
     def encode_image(self, views):
-        self.seen += len(views)
+        self.encoded += len(views)
         return (self.gain * views.mean(dim=(2, 3))).repeat(1, 11)[:, :32]
 
 
@@ -296,7 +296,7 @@ def batch_of(images):
     )
 
 
-def pictures(count=2, side=64, seed=0):
+def random_images(count=2, side=64, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
 
@@ -318,17 +318,17 @@ def cached(folder, teacher, views=VIEWS, num_images=3):
 
 
 def test_cache_serves_an_image_once_computed(tmp_path):
-    teacher, images = MeanColours(), pictures(3)
+    teacher, images = MeanColours(), random_images(3)
     first = cached(tmp_path, teacher)
-    start = teacher.seen
+    start = teacher.encoded
     before = first(images[:2], (2, 0))
-    assert teacher.seen == start + 60
+    assert teacher.encoded == start + 60
     again = cached(tmp_path, teacher)
-    start = teacher.seen
+    start = teacher.encoded
     assert torch.equal(again(images[:2], (2, 0)), before)
-    assert teacher.seen == start
+    assert teacher.encoded == start
     mixed = again(images, (2, 0, 1))
-    assert teacher.seen == start + 30
+    assert teacher.encoded == start + 30
     assert torch.equal(mixed, again.compute(images))
     (file,) = tmp_path.iterdir()
     assert file.stat().st_size == 3 * (32 + 2 * 30 * 32)
@@ -336,20 +336,20 @@ def test_cache_serves_an_image_once_computed(tmp_path):
 
 @pytest.mark.parametrize("change", ["teacher", "grids", "size", "images"])
 def test_cache_is_kept_apart_by_teacher_views_and_images(tmp_path, change):
-    cached(tmp_path, MeanColours())(pictures(), (0, 1))
+    cached(tmp_path, MeanColours())(random_images(), (0, 1))
     teacher = MeanColours(2.0 if change == "teacher" else 1.0)
     views = {"grids": TeacherViews(grids=(1, 2), size=16), "size": TeacherViews(size=8)}
-    images = pictures(seed=int(change == "images"))
+    images = random_images(seed=int(change == "images"))
     other = cached(tmp_path, teacher, views.get(change, VIEWS))
-    start = teacher.seen
+    start = teacher.encoded
     assert torch.equal(other(images, (0, 1)), other.compute(images))
-    assert teacher.seen > start + 2 * other.views.count
+    assert teacher.encoded > start + 2 * other.views.count
     assert len(list(tmp_path.iterdir())) == 1 + (change != "images")
 
 
 @pytest.mark.parametrize("damage", ["cut", "a bit", "a digest"])
 def test_damaged_features_are_computed_again(tmp_path, damage):
-    images = pictures(2)
+    images = random_images(2)
     expected = cached(tmp_path, MeanColours())(images, (0, 1))
     (file,) = tmp_path.iterdir()
     content = file.read_bytes()
@@ -367,7 +367,7 @@ def test_damaged_features_are_computed_again(tmp_path, damage):
 def test_losses_by_hand(unit):
     torch.manual_seed(0)
     z, g, v = torch.randn(2, 5), torch.randn(2, 3, 5), torch.randn(2, 4, 5)
-    found = [
+    losses = [
         view_loss(z, v, normalize_targets=unit),
         segment_matching_loss(g, v, normalize_targets=unit),
     ]
@@ -379,8 +379,8 @@ def test_losses_by_hand(unit):
         for b in range(2)
         for i in range(3)
     ]
-    torch.testing.assert_close(found[0], torch.tensor(far).mean())
-    torch.testing.assert_close(found[1], torch.tensor(near).mean())
+    torch.testing.assert_close(losses[0], torch.tensor(far).mean())
+    torch.testing.assert_close(losses[1], torch.tensor(near).mean())
 
 
 def make_task(model=None, **settings):
@@ -391,7 +391,7 @@ def make_task(model=None, **settings):
 def test_task_gives_three_finite_terms_and_reaches_every_tensor():
     torch.manual_seed(0)
     task = make_task().train()
-    terms = task(batch_of(pictures(4)))
+    terms = task(batch_of(random_images(4)))
     assert set(terms) == {"reconstruction", "views", "segments"}
     assert all(term.ndim == 0 and term.isfinite() and term > 0 for term in terms.values())
     torch.stack(list(terms.values())).sum().backward()
@@ -403,16 +403,16 @@ def test_task_gives_three_finite_terms_and_reaches_every_tensor():
 
 def test_terms_that_are_switched_off():
     task = make_task(reconstruction_weight=0, matching_weight=0).train()
-    terms = task(batch_of(pictures()))
+    terms = task(batch_of(random_images()))
     assert set(terms) == {"views"}
     terms["views"].backward()
     trained = [name for name, p in task.model.named_parameters() if p.requires_grad]
     assert not any(name.startswith("decoder.") for name in trained)
     assert all(dict(task.model.named_parameters())[name].grad is not None for name in trained)
     task = make_task(zeroseg_model(decoder_layers=0), reconstruction_weight=0)
-    assert set(task(batch_of(pictures()))) == {"views", "segments"}
+    assert set(task(batch_of(random_images()))) == {"views", "segments"}
     task = ZeroSegTask(zeroseg_model(), TeacherFeatures(MeanColours(), WHOLE), matching_weight=0)
-    assert set(task(batch_of(pictures()))) == {"reconstruction", "views"}
+    assert set(task(batch_of(random_images()))) == {"reconstruction", "views"}
 
 
 def test_rates_grow_with_the_batch_and_norms_and_biases_are_not_decayed():
@@ -460,7 +460,7 @@ def create(**settings):
         (ArgumentError, "features", lambda: make_task(zeroseg_model(embed_dim=16))),
         (ArgumentError, "matching_weight",
          lambda: ZeroSegTask(zeroseg_model(), TeacherFeatures(MeanColours(), WHOLE))),
-        (ShapeError, "batch", lambda: make_task()(batch_of(pictures(side=32)))),
+        (ShapeError, "batch", lambda: make_task()(batch_of(random_images(side=32)))),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused(kind, argument, call):

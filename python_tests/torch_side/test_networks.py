@@ -41,8 +41,8 @@ def test_positions_are_resized_as_torch_does(mode, antialias, size_hw):
     planes = torch.from_numpy(grid.transpose(2, 0, 1)[None])
     settings = {"mode": mode, "align_corners": False, "antialias": antialias}
     expected = F.interpolate(planes, size_hw, **settings)[0].permute(1, 2, 0).numpy()
-    found = resize_grid(grid, size_hw, mode, antialias=antialias)
-    np.testing.assert_allclose(found, expected, atol=3e-6)
+    resized = resize_grid(grid, size_hw, mode, antialias=antialias)
+    np.testing.assert_allclose(resized, expected, atol=3e-6)
 
 
 # --- SFP and SC-CLIP: against the official vectors, then as bundles ---
@@ -99,11 +99,11 @@ def test_every_stage_is_the_official_one(shared_dir, case, tmp_path):
     model, image = model_of(c), expected["image"]
     arrays = Arrays()
     embeds = embed(arrays, model, image)
-    found = np.flatnonzero(arrays.marks["outliers"][0, :, 0])
-    np.testing.assert_array_equal(found, expected["outliers"])
-    known = [name for name in STAGE_NAMES if name in expected]
-    assert len(known) >= (1 if "official_is_nan" in expected else 9)
-    for name in known:
+    outliers = np.flatnonzero(arrays.marks["outliers"][0, :, 0])
+    np.testing.assert_array_equal(outliers, expected["outliers"])
+    names = [name for name in STAGE_NAMES if name in expected]
+    assert len(names) >= (1 if "official_is_nan" in expected else 9)
+    for name in names:
         assert_close(arrays.marks[name][0], expected[name], STAGES)
     assert_close(embeds[0] @ expected["text"].T, expected["logits"], LOGITS)
     written = run_graph(model, image, tmp_path / "a.onnx")
@@ -133,10 +133,10 @@ def test_vit_b16_has_the_official_labels(shared_dir, case, tmp_path):
     text = tiny.random_normal("input.text", (20, 512), c["salt"])
     text = (text / np.linalg.norm(text, axis=1, keepdims=True)).astype(np.float32)
     model, image = model_of(c), np.ascontiguousarray(image[None])
-    made = run_graph(model, image, tmp_path / "a.onnx")
+    embeds = run_graph(model, image, tmp_path / "a.onnx")
     with torch.no_grad():
         out = model(torch.from_numpy(image), torch.from_numpy(text)).mask_logits
-    for logits in (made[0] @ text.T, out[0].flatten(1).T.numpy()):
+    for logits in (embeds[0] @ text.T, out[0].flatten(1).T.numpy()):
         assert np.abs(logits - expected["logits"]).max() <= LOGITS
         np.testing.assert_array_equal(logits.argmax(1), expected["logits"].argmax(1))
 
@@ -162,8 +162,8 @@ def test_local_outlier_factors_are_the_official_ones(shared_dir, case):
     scores = local_outlier_factor(Arrays(), vectors[f"lof/{case}/x"][None])[0, :, 0]
     np.testing.assert_allclose(scores, vectors[f"lof/{case}/score"], atol=2e-5)
     count = num_local_outliers(len(scores))
-    found = np.sort(np.argsort(-scores)[:count])
-    np.testing.assert_array_equal(found, vectors[f"lof/{case}/outliers"])
+    outliers = np.sort(np.argsort(-scores)[:count])
+    np.testing.assert_array_equal(outliers, vectors[f"lof/{case}/outliers"])
 
 
 @pytest.mark.parametrize(
@@ -196,11 +196,11 @@ def assert_graph_is(path, network, expected, feeds, rounding=GRAPHS):
     """Within rounding of every value, relative to the largest; and a graph that ONNX accepts."""
     save_onnx(network, "graph", path)
     onnx.checker.check_model(onnx.load(path), full_check=True)
-    found = run_file(path, feeds)
-    assert set(found) == set(expected)
+    outputs = run_file(path, feeds)
+    assert set(outputs) == set(expected)
     for name, value in expected.items():
-        assert found[name].shape == value.shape
-        assert np.abs(found[name] - value).max() <= rounding * np.abs(value).max(), name
+        assert outputs[name].shape == value.shape
+        assert np.abs(outputs[name] - value).max() <= rounding * np.abs(value).max(), name
 
 
 def random(*shape):
@@ -289,14 +289,14 @@ def test_zeroseg(size_hw, tmp_path):
     model = zeroseg_model()
     graph = export_zeroseg(model, ExportOptions(size_hw=size_hw)).graphs["image_encoder"]
     image = random(1, 3, *size_hw)
-    found = zeroseg.segments(Arrays(), student_of(model), image)
+    stages = zeroseg.segments(Arrays(), student_of(model), image)
     names = ("segment_embeds", "image_embed", "group_map")
-    expected = dict(zip(names, found, strict=True))
+    expected = dict(zip(names, stages, strict=True))
     # Shares are a steep softmax of similarities, twice; worst seen 8.7e-6 (Xeon with AMX)
     assert_graph_is(tmp_path / "a.onnx", graph(), expected, {"image": image}, rounding=2e-5)
     with torch.no_grad():
         in_torch = model(torch.from_numpy(image))
-    for value, other in zip(found, in_torch, strict=True):
+    for value, other in zip(stages, in_torch, strict=True):
         torch.testing.assert_close(torch.from_numpy(value), other, rtol=1e-4, atol=1e-5)
 
 
@@ -363,8 +363,8 @@ def test_bfloat16_rounds_as_torch_does(tmp_path):
     weight = (rng.standard_normal((ROWS, ROWS)) * 10.0 ** rng.integers(-38, 38, ROWS)).astype("f4")
     weight[0, :8] = 0.0, -0.0, np.inf, -np.inf, np.nan, 3.4e38, 1 + 2**-8, 1 + 3 * 2**-8
     stored = store(linear_graph(weight, np.ones(ROWS, np.float32)), tmp_path, "bfloat16")
-    held = {one.name: one for one in stored.graph.initializer}
-    assert {one.data_type for one in held.values()} == {TensorProto.BFLOAT16}
-    found = numpy_helper.to_array(held[HALF]).astype(np.float32)
+    tensors = {one.name: one for one in stored.graph.initializer}
+    assert {one.data_type for one in tensors.values()} == {TensorProto.BFLOAT16}
+    values = numpy_helper.to_array(tensors[HALF]).astype(np.float32)
     expected = torch.from_numpy(weight).bfloat16().float().numpy()
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(values, expected)

@@ -122,9 +122,9 @@ def test_an_engine_times_its_graphs_on_a_frame(bundle, request):
         embeddings = np.eye(3, width, dtype=np.float32)
         engine.set_classes(["a", "b", "c"], embeddings=embeddings)
         labels = engine.segment(frame).labels
-        found = engine.node_times(frame, runs=2)
-        assert set(found) == {name for name in engine.bundle.graphs if name != "text_encoder"}
-        assert all(nodes for nodes in found.values())
+        times = engine.node_times(frame, runs=2)
+        assert set(times) == {name for name in engine.bundle.graphs if name != "text_encoder"}
+        assert all(nodes for nodes in times.values())
         np.testing.assert_array_equal(engine.segment(frame).labels, labels)
     config = EngineConfig(device="cpu", use_cache=False)
     with Engine(engine.bundle, config) as engine, refused(ConfigError, "with_node_times"):

@@ -156,12 +156,12 @@ def operator_model(name, sample):
             weights.append(numpy_helper.from_array(np.asarray(operand), names[-1]))
     if not feeds:  # every graph has an input
         feeds.append(helper.make_tensor_value_info("unused", FLOAT, [1]))
-    made = [f"o{index}" for index in range(len(sample.results))]
+    out_names = [f"o{index}" for index in range(len(sample.results))]
     outputs = [
         helper.make_tensor_value_info(each, kind, None)
-        for each, kind in zip(made, sample.results, strict=True)
+        for each, kind in zip(out_names, sample.results, strict=True)
     ]
-    node = helper.make_node(name, names, made, "node", **sample.attributes)
+    node = helper.make_node(name, names, out_names, "node", **sample.attributes)
     graph = helper.make_graph([node], "one", feeds, outputs, weights)
     opsets = [helper.make_opsetid("", sample.opset)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=10)
@@ -180,7 +180,7 @@ def load(path, backend="openvino"):
 
 
 def computed(model, feeds, library):
-    """What the table makes of a graph of one node."""
+    """The table's results for a graph of one node."""
     network = read_network(model.SerializeToString())
     node = newest(network.nodes[0], network.opset)
     values = {name: weight.array for name, weight in network.weights.items()} | feeds
@@ -228,8 +228,8 @@ def test_operator_equals_the_reference(name):
         tensor = value.type.tensor_type
         shape = tuple(dim.dim_value for dim in tensor.shape.dim)
         if tensor.HasField("shape"):
-            found = values[value.name]
-            assert (found.dtype, found.shape) == (DTYPES[tensor.elem_type], shape)
+            result = values[value.name]
+            assert (result.dtype, result.shape) == (DTYPES[tensor.elem_type], shape)
     for seed in range(3 if name not in LEFT_TO_RUNTIMES else 0):
         feeds = feeds_of(model, seed, positive=name in POSITIVE)
         assert_computes(model, feeds, ReferenceEvaluator(model).run(None, feeds))
@@ -453,13 +453,13 @@ def test_odd_node_is_refused(case):
 
 def chain(nodes, weights, inputs=None, outputs=None):
     """A graph of several nodes from ``x`` [2, 6] to ``y``."""
-    fed, made = inputs or {"x": (FLOAT, [2, 6])}, outputs or {"y": (FLOAT, None)}
+    fed, results = inputs or {"x": (FLOAT, [2, 6])}, outputs or {"y": (FLOAT, None)}
     graph = helper.make_graph(
         nodes,
         "chain",
         *(
             [helper.make_tensor_value_info(name, *kind) for name, kind in values.items()]
-            for values in (fed, made)
+            for values in (fed, results)
         ),
         [numpy_helper.from_array(np.asarray(array), name) for name, array in weights.items()],
     )
@@ -592,8 +592,8 @@ def test_token_numbers_are_checked_when_they_are_fed(tmp_path, backend):
     )
     assert dict(check_graph(lookup).token_rows) == {"token_ids": 5}
     session = load(lookup, backend).session()
-    found = session.run({"token_ids": ints(4, 0)[None]})["y"]
-    np.testing.assert_array_equal(found[0, 0], floats(5, 3)[4])
+    rows = session.run({"token_ids": ints(4, 0)[None]})["y"]
+    np.testing.assert_array_equal(rows[0, 0], floats(5, 3)[4])
     for token in (5, -1, 2**40):
         with refused(ArgumentError, "token_ids", str(abs(token))):
             session.run({"token_ids": ints(0, token)[None]})

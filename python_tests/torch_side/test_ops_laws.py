@@ -1,4 +1,4 @@
-"""What single operations promise beyond equality with their references, and that those are right.
+"""Promises of single operations beyond equality with their references; the references are right.
 
 That every operation equals its reference, for drawn arguments, is in test_ops_contract.
 """
@@ -76,7 +76,7 @@ def smooth_masks(count, height, width, seed=0):
     return masks
 
 
-def picture(height, width):
+def random_image(height, width):
     return np.random.default_rng(1).standard_normal((3, height, width)).astype(np.float32)
 
 
@@ -109,8 +109,8 @@ def test_the_matrices_undo_the_standards_equations(matrix, weights, full):
     y = np.rint(black + grey_steps * luma).astype(np.uint8).repeat(2)[None].repeat(2, axis=0)
     uv = np.rint(128 + colour_steps * np.stack([u, v], -1)).astype(np.uint8)[None]
     settings = {"size_hw": (2, 16), "mean": (0, 0, 0), "std": (1, 1, 1)}
-    got = reference.preprocess((y, uv), colour_matrix=matrix, **settings)
-    np.testing.assert_allclose(got[:, 0, ::2].T, rgb, atol=0.012)  # rounded to bytes three times
+    pixels = reference.preprocess((y, uv), colour_matrix=matrix, **settings)
+    np.testing.assert_allclose(pixels[:, 0, ::2].T, rgb, atol=0.012)  # rounded to bytes three times
 
 
 @pytest.mark.usefixtures("cpu_isa")
@@ -288,9 +288,9 @@ def test_a_workspace_that_does_not_fit_is_refused(unfit):
 def test_pixels_of_no_class_are_unknown_whatever_the_table_says(device):
     logits = np.full((1, 3, 2, 2), np.nan, np.float32)
     for dtype in (np.uint8, np.uint16):
-        given = (device.place(logits), (43, 37))
+        arguments = (device.place(logits), (43, 37))
         table = device.place(np.zeros(65536, dtype))
-        labels, _ = ops.upsample_argmax(*given, label_table=table, stream=device.stream)
+        labels, _ = ops.upsample_argmax(*arguments, label_table=table, stream=device.stream)
         assert (device.fetch(labels) == np.iinfo(dtype).max).all()
     number, logits = device.place(np.array([0], np.int32)), device.place(random_logits(1, 40, 6, 5))
     labels, _ = ops.upsample_argmax(logits, (43, 37), num_classes=number, stream=device.stream)
@@ -298,14 +298,14 @@ def test_pixels_of_no_class_are_unknown_whatever_the_table_says(device):
 
 
 @pytest.mark.needs_cuda
-@pytest.mark.parametrize(("told", "counts"), [(-3, 0), (2, 2), (1000, 9)])
-def test_on_a_gpu_the_number_is_read_when_the_kernel_runs(device, told, counts):
+@pytest.mark.parametrize(("value", "counts"), [(-3, 0), (2, 2), (1000, 9)])
+def test_on_a_gpu_the_number_is_read_when_the_kernel_runs(device, value, counts):
     """So that a recorded call serves several vocabularies; out of range, the nearest counts."""
     if device.name == "cpu":
         pytest.skip("the CPU reads it at once")
     logits, number = random_logits(2, 9, 6, 5), device.place(np.array([9], np.int32))
     placed = device.place(logits)
-    number.copy_from(np.array([told], np.int32), stream=device.stream)
+    number.copy_from(np.array([value], np.int32), stream=device.stream)
     labels, _ = ops.upsample_argmax(placed, (43, 37), num_classes=number, stream=device.stream)
     expected, _ = reference.upsample_argmax(
         logits, (43, 37), num_classes=np.array([counts], np.int32)
@@ -361,7 +361,7 @@ def test_boxes_of_empty_full_and_thin_masks():
 @pytest.mark.needs_cuda
 def test_what_lies_outside_on_a_gpu_is_moved_inside():
     require_cuda()
-    masks, image = smooth_masks(3, 8, 8), picture(20, 30)
+    masks, image = smooth_masks(3, 8, 8), random_image(20, 30)
     place = ops.DeviceArray.from_numpy
     wild = np.array([[-9, -9, 99, 99, 1], [40, 50, 3, 2, 1], [5, 6, 5, 6, 1]], np.int32)
     tame = np.array([[0, 0, 30, 20], [29, 19, 30, 20], [5, 6, 6, 7]], np.int32)

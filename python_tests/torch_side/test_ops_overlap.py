@@ -1,4 +1,4 @@
-"""What an operation writes shares no memory with its other arguments; and bfloat16 arrays."""
+"""Outputs of an operation share no memory with its other arguments; and bfloat16 arrays."""
 
 import re
 
@@ -83,18 +83,18 @@ def overlapping(operation, output, other, shift):
 @pytest.mark.parametrize("shift", SHIFTS.values(), ids=SHIFTS)
 @pytest.mark.parametrize(("operation", "output", "other"), PAIRS)
 def test_overlap_is_refused(operation, output, other, shift):
-    given = overlapping(operation, output, other, shift)
+    arguments = overlapping(operation, output, other, shift)
     if (operation, output, other) in IN_PLACE and not shift:
-        expected = call(operation, *given[:2], results_of(operation)[2])
-        for result, sound in zip(call(operation, *given), expected, strict=True):
+        expected = call(operation, *arguments[:2], results_of(operation)[2])
+        for result, sound in zip(call(operation, *arguments), expected, strict=True):
             np.testing.assert_array_equal(result, sound)
         return
-    names = list(given[2])
+    names = list(arguments[2])
     if other in names and names.index(other) > names.index(output):
         output, other = other, output  # of two outputs, the later one is named first
     words = re.escape(f"{output}: expected memory apart from {other}'s, got an overlap. Pass")
     with pytest.raises(ArgumentError, match=words):
-        call(operation, *given)
+        call(operation, *arguments)
 
 
 @pytest.mark.parametrize("operation", ["upsample_argmax", "label_regions"])

@@ -73,8 +73,8 @@ CLIPS = {
 }
 
 
-@pytest.mark.parametrize("chosen", CLIPS.values(), ids=CLIPS)
-def test_every_set_agrees_with_open_clip(chosen):
+@pytest.mark.parametrize("entry", CLIPS.values(), ids=CLIPS)
+def test_every_set_agrees_with_open_clip(entry):
     open_clip = pytest.importorskip("open_clip", reason="needs pip install '.[train]'")
     torch = pytest.importorskip("torch")
     from open_clip.pretrained import get_pretrained_cfg
@@ -82,21 +82,21 @@ def test_every_set_agrees_with_open_clip(chosen):
     from zsseg_rt.models.dense.dense_clip import HEADS
     from zsseg_rt.torch_files.clip_arrays import CLIP_MEAN, CLIP_STD
 
-    assert re.fullmatch("[0-9a-f]{40}", chosen.revision)
-    assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in chosen.sha256.values())
-    assert set(chosen.sha256) <= set(chosen.files)
-    published = get_pretrained_cfg(chosen.clip, chosen.tag)
-    assert published["hf_hub"] == f"{chosen.repository}/"
+    assert re.fullmatch("[0-9a-f]{40}", entry.revision)
+    assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in entry.sha256.values())
+    assert set(entry.sha256) <= set(entry.files)
+    published = get_pretrained_cfg(entry.clip, entry.tag)
+    assert published["hf_hub"] == f"{entry.repository}/"
     assert (published["mean"], published["std"]) == (CLIP_MEAN, CLIP_STD)
     quick = published.get("quick_gelu", False)
-    assert chosen.activation == ("quick_gelu" if quick else "gelu")
-    assert chosen.head in HEADS
-    sizes = open_clip.get_model_config(chosen.clip)
-    assert chosen.size % sizes["vision_cfg"]["patch_size"] == 0
+    assert entry.activation == ("quick_gelu" if quick else "gelu")
+    assert entry.head in HEADS
+    sizes = open_clip.get_model_config(entry.clip)
+    assert entry.size % sizes["vision_cfg"]["patch_size"] == 0
     with torch.device("meta"):
         model = open_clip.model.CLIP(**sizes)
     towers = sum(v.numel() for k, v in model.named_parameters() if k != "logit_scale")
-    assert chosen.num_parameters == towers
+    assert entry.num_parameters == towers
 
 
 @pytest.mark.parametrize(
@@ -123,6 +123,6 @@ def test_cat_seg_counts_its_own_weights():
     encoder = ImageEncoderConfig(grid_side=14, num_prompts=0, num_deep_prompts=0)
     with torch.device("meta"):
         model = CatSeg(CatSegConfig(image_encoder=encoder, text_encoder=TextEncoderConfig()))
-    chosen = SETS["cat-seg-b16"]
-    assert sum(weight.numel() for weight in model.parameters()) == chosen.num_parameters
-    assert chosen.size == model.config.view
+    entry = SETS["cat-seg-b16"]
+    assert sum(weight.numel() for weight in model.parameters()) == entry.num_parameters
+    assert entry.size == model.config.view

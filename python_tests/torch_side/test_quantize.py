@@ -100,12 +100,12 @@ def photos(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def made_in(photos, tmp_path_factory):
+def quantised_in(photos, tmp_path_factory):
     """The demo in 8 bits, once for each format, and the report."""
 
     @cache
     def make(precision):
-        out = tmp_path_factory.mktemp("made") / "a.zsseg"
+        out = tmp_path_factory.mktemp("quantised") / "a.zsseg"
         report = quantise(out, photos, precision=precision)
         return Bundle.load(out), report
 
@@ -113,29 +113,29 @@ def made_in(photos, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def made(made_in):
-    return made_in("int8")
+def quantised(quantised_in):
+    return quantised_in("int8")
 
 
 @needs_vnni
-def test_a_bundle_holds_what_was_measured(made, photos):
-    bundle, report = made
-    told = bundle.quantization["int8"]
-    assert told == report.spec
-    assert told.passed
-    assert told.agreement >= 0.98
-    assert len(told.photos) == len(set(told.photos)) == 8
-    assert told.measured_photos == 2
-    kinds = {kind for layers in told.layers.values() for kind in layers.values()}
+def test_a_bundle_holds_what_was_measured(quantised, photos):
+    bundle, report = quantised
+    spec = bundle.quantization["int8"]
+    assert spec == report.spec
+    assert spec.passed
+    assert spec.agreement >= 0.98
+    assert len(spec.photos) == len(set(spec.photos)) == 8
+    assert spec.measured_photos == 2
+    kinds = {kind for layers in spec.layers.values() for kind in layers.values()}
     assert kinds == {"int8"}
-    assert set(told.layers) == {"image_encoder", "decoder"}
-    assert len(told.layers["image_encoder"]) == 25
+    assert set(spec.layers) == {"image_encoder", "decoder"}
+    assert len(spec.layers["image_encoder"]) == 25
     bundle.verify()
 
 
 @needs_vnni
-def test_every_promised_layer_runs_in_int8(made):
-    bundle, _ = made
+def test_every_promised_layer_runs_in_int8(quantised):
+    bundle, _ = quantised
     assert layers_in_int8(bundle) == {"image_encoder": (37, 37), "decoder": (12, 12)}
     with Engine(bundle, INT8) as engine:
         assert engine.precision == "int8"
@@ -146,8 +146,8 @@ def test_every_promised_layer_runs_in_int8(made):
 
 
 @needs_vnni
-def test_one_wrong_scale_fails_the_self_check(made, tmp_path):
-    bundle, _ = made
+def test_one_wrong_scale_fails_the_self_check(quantised, tmp_path):
+    bundle, _ = quantised
     folder = tmp_path / "wrong.zsseg"
     shutil.copytree(bundle.path, folder)
     path = folder / "decoder.int8.onnx"
@@ -155,15 +155,15 @@ def test_one_wrong_scale_fails_the_self_check(made, tmp_path):
     wrong = [w for w in model.graph.initializer if ".weight.scale" in w.name][1]
     wrong.CopyFrom(onnx.numpy_helper.from_array(2 * onnx.numpy_helper.to_array(wrong), wrong.name))
     onnx.save(model, path)
-    held = bundle.graphs["decoder"] | {"int8": describe_graph(path, folder)}
-    altered = replace(bundle, path=folder, graphs=bundle.graphs | {"decoder": held})
+    graphs = bundle.graphs["decoder"] | {"int8": describe_graph(path, folder)}
+    altered = replace(bundle, path=folder, graphs=bundle.graphs | {"decoder": graphs})
     with Engine(altered, INT8) as engine:
         assert not engine.self_check().passed
 
 
 @needs_vnni
-def test_fewer_layers_than_promised_are_refused(made, monkeypatch):
-    bundle, _ = made
+def test_fewer_layers_than_promised_are_refused(quantised, monkeypatch):
+    bundle, _ = quantised
     path = bundle.open_path(bundle.graph("decoder", "int8"))
     monkeypatch.setattr("zsseg_rt.backends._openvino.narrow_layers", lambda compiled: 0)
     with refused(PrecisionNotApplied, "precision", "12", "0"):
@@ -171,25 +171,25 @@ def test_fewer_layers_than_promised_are_refused(made, monkeypatch):
 
 
 @needs_vnni
-def test_auto_takes_int8_only_behind_a_gate(made):
-    bundle, _ = made
+def test_auto_takes_int8_only_behind_a_gate(quantised):
+    bundle, _ = quantised
     config = EngineConfig(device="cpu", backend="openvino", use_cache=False)
     with Engine(bundle, config) as engine:
         assert engine.precision == "int8"
-    told = bundle.quantization["int8"]
-    for held in (
+    spec = bundle.quantization["int8"]
+    for stored in (
         {},
-        {"int8": replace(told, agreement=0.5)},
-        {"int8": replace(told, agreement=float("nan"))},
+        {"int8": replace(spec, agreement=0.5)},
+        {"int8": replace(spec, agreement=float("nan"))},
     ):
-        with Engine(replace(bundle, quantization=held), config) as engine:
+        with Engine(replace(bundle, quantization=stored), config) as engine:
             assert engine.precision != "int8"
 
 
 def test_int8_is_refused_on_a_cpu_that_gains_nothing(tmp_path, capsys, monkeypatch):
     stand_in(monkeypatch, "avx2", computes=True)
-    given = ("--photos", tmp_path / "gone", "--out", tmp_path / "x.zsseg")
-    assert run("quantize", "demo-scenes", *given) == 4  # before the pictures are looked for
+    options = ("--photos", tmp_path / "gone", "--out", tmp_path / "x.zsseg")
+    assert run("quantize", "demo-scenes", *options) == 4  # before the pictures are looked for
     error = capsys.readouterr().err
     assert error.startswith("zsseg-rt: --precision: expected a CPU with VNNI, AMX")
     assert error.count("\n") == 1
@@ -197,23 +197,23 @@ def test_int8_is_refused_on_a_cpu_that_gains_nothing(tmp_path, capsys, monkeypat
 
 @needs_vnni
 def test_below_the_gate_only_the_report_is_written(photos, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(quantizing, "measure", lambda *given: Agreement(clear=0.5, everywhere=0.4))
+    monkeypatch.setattr(quantizing, "measure", lambda *_: Agreement(clear=0.5, everywhere=0.4))
     report, out = tmp_path / "report.json", tmp_path / "new.zsseg"
-    given = ("--photos", photos, "--out", out, "--json", report)
-    assert run("quantize", "demo-scenes", *given) == 3
+    options = ("--photos", photos, "--out", out, "--json", report)
+    assert run("quantize", "demo-scenes", *options) == 3
     assert [path.name for path in tmp_path.iterdir()] == [report.name]
-    told = json.loads(report.read_text())
-    assert told["path"] is None
-    assert told["spec"]["agreement"] == 0.5
-    assert "float16" in told["spec"]["layers"]["decoder"].values()
+    written = json.loads(report.read_text())
+    assert written["path"] is None
+    assert written["spec"]["agreement"] == 0.5
+    assert "float16" in written["spec"]["layers"]["decoder"].values()
 
 
 @needs_vnni
 def test_the_worst_layers_stay_in_float16(photos, tmp_path, monkeypatch):
     def measure(bundle, precision, reference):
         """Agrees unless the decoder's first layer is quantised."""
-        held = bundle.graphs["decoder"].get("int8")
-        narrow = 0 if held is None else quantised_layers(map_file(bundle.path / held.file))
+        entry = bundle.graphs["decoder"].get("int8")
+        narrow = 0 if entry is None else quantised_layers(map_file(bundle.path / entry.file))
         return Agreement(clear=0.9 if narrow in (1, 12) else 1.0, everywhere=0.9)
 
     monkeypatch.setattr(quantizing, "measure", measure)
@@ -229,8 +229,8 @@ def test_the_worst_layers_stay_in_float16(photos, tmp_path, monkeypatch):
 
 @needs_vnni
 @pytest.mark.nightly
-def test_a_graph_may_lose_all_its_layers(made, photos, tmp_path, monkeypatch):
-    bundle, _ = made  # whose graphs are in INT8: one of them must not stay
+def test_a_graph_may_lose_all_its_layers(quantised, photos, tmp_path, monkeypatch):
+    bundle, _ = quantised  # whose graphs are in INT8: one of them must not stay
     names = ("image_encoder", "decoder")
 
     def measure(bundle, precision, reference):
@@ -252,18 +252,18 @@ def test_a_graph_may_lose_all_its_layers(made, photos, tmp_path, monkeypatch):
 
 def test_the_command_prints_what_info_repeats(photos, tmp_path, capsys):
     out = tmp_path / "new.zsseg"
-    given = ("--photos", photos, "--out", out, "--precision", "fp8")
-    assert run("quantize", "demo-scenes", *given) == 0  # at the usual gate: 98 %
+    options = ("--photos", photos, "--out", out, "--precision", "fp8")
+    assert run("quantize", "demo-scenes", *options) == 0  # at the usual gate: 98 %
     shown = capsys.readouterr().out
     assert "blocks.0.q_proj" in shown
-    told = Bundle.load(out).quantization["fp8"]
-    assert told.agreement >= told.min_agreement == 0.98
-    assert f"{told.agreement:.2%} of clear cells" in shown
+    spec = Bundle.load(out).quantization["fp8"]
+    assert spec.agreement >= spec.min_agreement == 0.98
+    assert f"{spec.agreement:.2%} of clear cells" in shown
     assert run("info", out) == 0
-    groups = len(told.layers["image_encoder"]) + len(told.layers["decoder"])
+    groups = len(spec.layers["image_encoder"]) + len(spec.layers["decoder"])
     printed = capsys.readouterr().out
     assert f"fp8: {groups} of {groups} groups of layers, agreement with float32 " in printed
-    assert f"{told.agreement:.2%}" in printed
+    assert f"{spec.agreement:.2%}" in printed
     with refused(PrecisionNotApplied, "precision"):
         Engine(out, EngineConfig(device="cpu", precision="fp8"))
 
@@ -278,7 +278,7 @@ def test_what_cannot_be_quantised_is_refused(photos, tmp_path):
     shutil.copytree(photos, broken)
     for name in ("3.png", "5.png"):
         (broken / name).write_bytes((photos / name).read_bytes()[:40])
-    narrow = {name: {"int8": held["float32"]} for name, held in demo.graphs.items()}
+    narrow = {name: {"int8": row["float32"]} for name, row in demo.graphs.items()}
     segments = Bundle.load(STORED / "segment_tokens.zsseg")  # whose segments are hard
     masks = {"photos": None, "names": names_of(data), "dataset": data}
     for error, words, changes in (
@@ -329,10 +329,10 @@ def test_unfit_activations_are_refused(photos, tmp_path, monkeypatch, factor, wo
 
 
 @needs_vnni
-def test_a_quantised_graph_is_refused(made, photos, tmp_path):
-    bundle, _ = made
+def test_a_quantised_graph_is_refused(quantised, photos, tmp_path):
+    bundle, _ = quantised
     graphs = {
-        name: {"float32": held.get("int8", held["float32"])} for name, held in bundle.graphs.items()
+        name: {"float32": row.get("int8", row["float32"])} for name, row in bundle.graphs.items()
     }
     with refused(ArgumentError, "bundle"):
         quantise(tmp_path / "x.zsseg", photos, bundle=replace(bundle, graphs=graphs))
@@ -344,10 +344,10 @@ def test_e4m3_rounds_as_onnx_does():
     values[20:23] = (448, -15.9, 0)  # the largest, one that reaches the next power, none
     bits = kind.weight(values, 1.0).array
     stored = onnx.helper.make_tensor("x", 17, bits.shape, bits.tobytes(), raw=True)
-    held = onnx.numpy_helper.to_array(stored).astype(np.float32)
-    np.testing.assert_array_equal(kind.rounded(values, 1.0), held)
+    theirs = onnx.numpy_helper.to_array(stored).astype(np.float32)
+    np.testing.assert_array_equal(kind.rounded(values, 1.0), theirs)
     with_onnx = onnx.helper.make_tensor("x", 17, values.shape, values.tolist())
-    np.testing.assert_array_equal(onnx.numpy_helper.to_array(with_onnx).astype(np.float32), held)
+    np.testing.assert_array_equal(onnx.numpy_helper.to_array(with_onnx).astype(np.float32), theirs)
 
 
 def test_the_emulated_graph_rounds_as_e4m3_does():
@@ -359,8 +359,8 @@ def test_the_emulated_graph_rounds_as_e4m3_does():
     network = graph.network()
     ranges = {group: Range(0.5, 0.0) for group in find_groups(network)}
     emulated = quantised_graph(network, ranges, kind, emulated=True)
-    found = run_network(emulated, {"x": values})["y"]
-    np.testing.assert_array_equal(found, 7 * kind.rounded(values, 0.5))
+    result = run_network(emulated, {"x": values})["y"]
+    np.testing.assert_array_equal(result, 7 * kind.rounded(values, 0.5))
 
 
 def build_plan(path, precision, capability):
@@ -380,8 +380,8 @@ def rtx(monkeypatch):
 @pytest.mark.parametrize(
     ("precision", "capabilities"), [("int8", ("8.6", "12.0")), ("fp8", ("8.9", "12.0"))]
 )
-def test_plans_hold_every_promised_layer(made_in, precision, capabilities):
-    out = made_in(precision)[0].path
+def test_plans_hold_every_promised_layer(quantised_in, precision, capabilities):
+    out = quantised_in(precision)[0].path
     for name, promised in (("image_encoder", 37), ("decoder", 12)):
         for capability in capabilities:
             report = build_plan(out / f"{name}.{precision}.onnx", precision, capability)
@@ -392,8 +392,8 @@ def test_plans_hold_every_promised_layer(made_in, precision, capabilities):
 
 
 @pytest.mark.usefixtures("rtx")
-def test_fewer_layers_in_a_plan_than_promised_are_refused(made_in, monkeypatch):
-    out = made_in("fp8")[0].path
+def test_fewer_layers_in_a_plan_than_promised_are_refused(quantised_in, monkeypatch):
+    out = quantised_in("fp8")[0].path
     monkeypatch.setattr("zsseg_rt.backends._tensorrt.COMPUTE_LAYERS", ("CONVOLUTION",))
     with refused(PrecisionNotApplied, "precision", "12", "0"):
         build_plan(out / "decoder.fp8.onnx", "fp8", "8.9")
@@ -404,16 +404,16 @@ def test_fewer_layers_in_a_plan_than_promised_are_refused(made_in, monkeypatch):
 
 def layers_in_int8(bundle):
     """By graph: how many layers the file promises, and how many OpenVINO compiled for INT8."""
-    found = {}
-    for name, held in bundle.graphs.items():
-        if "int8" not in held:
+    counts = {}
+    for name, row in bundle.graphs.items():
+        if "int8" not in row:
             continue
-        path = bundle.open_path(held["int8"])
+        path = bundle.open_path(row["int8"])
         options = BackendOptions(dynamic_axes={"classes": (1, 8, 64), "regions": (1, 2, 4)})
         graph = BACKEND.load(path, device="cpu", precision="int8", options=options)
-        found[name] = quantised_layers(map_file(path)), narrow_layers(graph.open_model())
+        counts[name] = quantised_layers(map_file(path)), narrow_layers(graph.open_model())
         graph.close()
-    return found
+    return counts
 
 
 @needs_vnni
@@ -424,9 +424,9 @@ def layers_in_int8(bundle):
 def test_the_heavy_graphs_of_each_family(family, promised, photos, tmp_path):
     bundle, out = Bundle.load(STORED / f"{family}.zsseg"), tmp_path / "small.zsseg"
     quantise(out, photos, bundle=bundle, names=list(bundle.text_bank.names))
-    made = Bundle.load(out)
-    assert layers_in_int8(made) == {name: (n, n) for name, n in promised.items()}
-    with Engine(made, INT8) as engine:
+    small = Bundle.load(out)
+    assert layers_in_int8(small) == {name: (n, n) for name, n in promised.items()}
+    with Engine(small, INT8) as engine:
         assert engine.precision == "int8"
         assert engine.self_check().passed
         engine.set_classes(list(bundle.text_bank.names))
@@ -456,9 +456,9 @@ def test_the_head_that_the_classes_use(photos, tmp_path):
         # random weights: here only the layers matter
         more = {"bundle": Bundle.load(wide), "names": names[:count], "min_agreement": 0.01}
         quantise(out, photos, **more)
-        made = Bundle.load(out)
-        assert layers_in_int8(made) == {name: (n, n) for name, n in promised.items()}
-        with Engine(made, INT8) as engine:
+        bundle = Bundle.load(out)
+        assert layers_in_int8(bundle) == {name: (n, n) for name, n in promised.items()}
+        with Engine(bundle, INT8) as engine:
             assert all(one.passed for one in engine.self_check().stages if one.stage != "labels")
             for named in (5, 40):
                 engine.set_classes(names[:named])
@@ -472,20 +472,20 @@ def names_of(dataset):
     return split_synonyms(dataset.class_names)
 
 
-def miou(bundle, precision, pictures, dataset):
+def miou(bundle, precision, loaders, dataset):
     """Measured apart from the code under test: an engine as users open it, picture by picture."""
     counts = ConfusionMatrix(len(dataset.class_names), ignore_label=dataset.ignore_label)
     with Engine(bundle, EngineConfig(device="cpu", precision=precision, use_cache=False)) as engine:
         segmenter = EngineSegmenter(engine, dataset.class_names)
-        for picture in pictures:
-            sample = picture()
+        for load in loaders:
+            sample = load()
             counts.update(sample.labels, segmenter.segment(sample.image))
-    found = score(counts.counts, dataset.seen)
-    held, seen = found.true_pixels > 0, np.isin(np.arange(len(found.iou)), dataset.seen)
+    scores = score(counts.counts, dataset.seen)
+    present, seen = scores.true_pixels > 0, np.isin(np.arange(len(scores.iou)), dataset.seen)
     return {
-        "mIoU": 100 * found.iou[held].mean(),
-        "mIoU(S)": 100 * found.iou[held & seen].mean(),
-        "mIoU(U)": 100 * found.iou[held & ~seen].mean(),
+        "mIoU": 100 * scores.iou[present].mean(),
+        "mIoU(S)": 100 * scores.iou[present & seen].mean(),
+        "mIoU(U)": 100 * scores.iou[present & ~seen].mean(),
     }
 
 
@@ -494,13 +494,13 @@ def test_a_bundle_holds_what_it_loses_on_masks(tmp_path, capsys):
     data, out = FewScenes(16), tmp_path / "small.zsseg"
     report = quantise(out, None, names=names_of(data), dataset=data)
     bundle = Bundle.load(out)
-    told, held_back = bundle.quantization["int8"], choose_images(None, data).measured
-    assert told == report.spec
-    assert told.measured_photos == len(held_back) == 4
-    assert len(set(told.photos)) == 16
-    masks = told.masks
-    assert masks.float32 == pytest.approx(miou(bundle, "float32", held_back, data), abs=1e-3)
-    assert masks.narrow == pytest.approx(miou(bundle, "int8", held_back, data), abs=1e-3)
+    spec, measured = bundle.quantization["int8"], choose_images(None, data).measured
+    assert spec == report.spec
+    assert spec.measured_photos == len(measured) == 4
+    assert len(set(spec.photos)) == 16
+    masks = spec.masks
+    assert masks.float32 == pytest.approx(miou(bundle, "float32", measured, data), abs=1e-3)
+    assert masks.narrow == pytest.approx(miou(bundle, "int8", measured, data), abs=1e-3)
     assert masks.lost["mIoU"] <= masks.most == 0.5
     assert run("info", out) == 0
     assert (
@@ -549,8 +549,8 @@ def test_photos_give_ranges_and_a_data_set_figures(tmp_path):
     both = choose_images(folder, FewScenes(3))
     assert len(both.ranged) == 8
     assert len(both.measured) == 3
-    assert {picture().labels.size > 0 for picture in both.measured} == {True}
-    assert {picture().labels.size > 0 for picture in both.ranged} == {False}
+    assert {load().labels.size > 0 for load in both.measured} == {True}
+    assert {load().labels.size > 0 for load in both.ranged} == {False}
 
 
 # --- graphs of old operator sets, places, signals ---
@@ -579,8 +579,8 @@ def test_an_old_operator_set_computes_the_same_or_is_refused(tmp_path):
     save_onnx(read_plain(old), "g", new)
     onnx.checker.check_model(onnx.load(new), full_check=True)
     x = np.random.default_rng(0).standard_normal((3, 4), np.float32)
-    expected, found = (ReferenceEvaluator(str(path)).run(None, {"x": x}) for path in (old, new))
-    np.testing.assert_array_equal(found, expected)
+    expected, actual = (ReferenceEvaluator(str(path)).run(None, {"x": x}) for path in (old, new))
+    np.testing.assert_array_equal(actual, expected)
     nodes[3].attribute[0].i = 0
     with refused(ArgumentError, "bundle", "12", "old.onnx", "Softmax"):
         read_plain(save_old(old, 12, *nodes))
@@ -595,11 +595,11 @@ def test_an_old_operator_set_computes_the_same_or_is_refused(tmp_path):
 def test_the_place_is_checked_first_and_masks_need_a_data_set(tmp_path, capsys):
     (tmp_path / "taken.zsseg").mkdir()
     (tmp_path / "file").touch()
-    given = ("quantize", "demo-scenes", "--precision", "fp8")
+    command = ("quantize", "demo-scenes", "--precision", "fp8")
     for out in ("taken.zsseg", "no_ending", "file/x.zsseg"):
-        assert run(*given, "--out", tmp_path / out, "--photos", tmp_path / "gone") == 1
+        assert run(*command, "--out", tmp_path / out, "--photos", tmp_path / "gone") == 1
         assert "gone" not in capsys.readouterr().err
-    assert run(*given, "--out", tmp_path / "x.zsseg", "--root", tmp_path) == 1
+    assert run(*command, "--out", tmp_path / "x.zsseg", "--root", tmp_path) == 1
     assert capsys.readouterr().err.startswith("zsseg-rt: --dataset: expected one of ade20k, ")
 
 
@@ -611,10 +611,10 @@ def test_an_interrupted_command_leaves_nothing(kind, tmp_path):
     for folder in (photos, scratch, place):
         folder.mkdir()
     write_photos(photos, 48)  # so many that a signal comes before the last was measured
-    given = ["quantize", "demo-scenes", "--photos", photos, "--out", place / "x.zsseg",
+    command = ["quantize", "demo-scenes", "--photos", photos, "--out", place / "x.zsseg",
              "--precision", "fp8", "--json", place / "report.json"]  # fmt: skip
     child = subprocess.Popen(
-        [sys.executable, "-m", "zsseg_rt", *given],
+        [sys.executable, "-m", "zsseg_rt", *command],
         env=os.environ | {"TMPDIR": str(scratch)}, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     end = time.monotonic() + 120.0

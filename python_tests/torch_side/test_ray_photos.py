@@ -36,9 +36,9 @@ def segmenter(colour_bundle):
 
         def make(num_lanes=1, **settings):
             config = EngineConfig(device="cpu", use_cache=False, num_lanes=num_lanes)
-            made = PhotoSegmenter(colour_bundle, NAMES, config=config, **settings)
-            opened.callback(made.engine.close)
-            return made
+            segmenter = PhotoSegmenter(colour_bundle, NAMES, config=config, **settings)
+            opened.callback(segmenter.engine.close)
+            return segmenter
 
         yield make
 
@@ -75,9 +75,9 @@ def test_pictures_are_labelled_as_their_files(segmenter, photos):
 def test_rows_without_a_photo_are_reported(segmenter):
     flat, floats = np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32)
     photos = [None, b"", flat, floats, cv2_png(11, 11), cv2_png(10, 10)]
-    told = ["row 0: expected bytes or an array, got NoneType", "row 1: ", "row 2: frame: expected",
+    texts = ["row 0: expected bytes or an array, got NoneType", "row 1: ", "row 2: frame: expected",
             "row 3: frame: expected uint8", "row 4: expected at most 100 pixels", ""]  # fmt: skip
-    for row, words in zip(segmenter(max_pixels=100).label(photos), told, strict=True):
+    for row, words in zip(segmenter(max_pixels=100).label(photos), texts, strict=True):
         error = row.get("error", "")
         assert error.startswith(words)
         assert bool(error) == bool(words)

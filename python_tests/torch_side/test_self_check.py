@@ -56,9 +56,9 @@ def shifted(bundle, golden):
     return (logits + sign * SLACK * np.abs(logits).max()).astype(np.float32)
 
 
-def labels_stage(bundle, golden, **found):
+def labels_stage(bundle, golden, **outputs):
     family = create_family(bundle, EngineConfig())
-    report = check_against_golden(bundle, family, "bfloat16", lambda *_: {**golden, **found})
+    report = check_against_golden(bundle, family, "bfloat16", lambda *_: {**golden, **outputs})
     return report.stages[-1]
 
 
@@ -80,7 +80,7 @@ def test_a_clear_winners_wrong_label_fails(bundle, golden):
 
 
 @pytest.mark.parametrize(
-    ("found", "expected"),
+    ("values", "expected"),
     [
         ([2.0, -4.0], 0.0),
         ([2.0, -3.0], 0.25),
@@ -89,6 +89,6 @@ def test_a_clear_winners_wrong_label_fails(bundle, golden):
         ([2.0], np.inf),
     ],
 )
-def test_errors_count_in_the_largest_golden_value(found, expected):
+def test_errors_count_in_the_largest_golden_value(values, expected):
     golden = np.array([2.0, -4.0], np.float32)
-    assert scaled_error(np.array(found, np.float16), golden) == expected
+    assert scaled_error(np.array(values, np.float16), golden) == expected

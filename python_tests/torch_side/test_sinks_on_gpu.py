@@ -38,18 +38,18 @@ def test_every_sink_gets_every_frame_whatever_is_recorded_meanwhile(tmp_path, mo
         images = rng.integers(0, 256, (COUNT, *size, 3), np.uint8)
         videos.append(tmp_path / f"{name}.mp4")
         write_video(videos[-1], images)
-    seen, config = [], EngineConfig(precision="float32", use_cache=False, **placed)
+    shown, config = [], EngineConfig(precision="float32", use_cache=False, **placed)
     with Engine(STORED, config) as engine:
         rows = rng.normal(size=(9, engine.bundle.text.embed_dim)).astype(np.float32)
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)
         engine.set_classes([f"name {number}" for number in range(9)], embeddings=rows)
 
         def segment(frame):  # with another threshold from the middle on: another recording
-            return engine.segment(frame, unknown_below=0.2 if len(seen) > COUNT else None)
+            return engine.segment(frame, unknown_below=0.2 if len(shown) > COUNT else None)
 
         def look(seg):
             assert seg.frame.on_gpu is not None
-            seen.append((seg.frame.source, float(seg.frame.image.mean())))
+            shown.append((seg.frame.source, float(seg.frame.image.mean())))
 
         parts = StreamParts.open(videos, "rgb", sinks=[str(tmp_path / "out.mp4"), look])
         with parts.start(segment, None, engine.device) as stream:
@@ -58,7 +58,7 @@ def test_every_sink_gets_every_frame_whatever_is_recorded_meanwhile(tmp_path, mo
     assert launched["recorded"] >= 3
     assert (overlay.written, overlay.painted, overlay.error) == (2 * COUNT, "gpu", None)
     assert (callback.written, callback.error) == (2 * COUNT, None)
-    assert len(seen) == 2 * COUNT
+    assert len(shown) == 2 * COUNT
 
 
 @contextlib.contextmanager
@@ -79,8 +79,8 @@ def test_an_array_whose_work_was_waited_for_needs_no_order(sleeps):
     array = ops.DeviceArray.from_numpy(values, 0, lane.handle)
     lane.synchronize()
     with recorded(lane) as (_, elsewhere):
-        found = elsewhere(lambda: array.numpy(other.handle))
-    np.testing.assert_array_equal(found, values)
+        copied = elsewhere(lambda: array.numpy(other.handle))
+    np.testing.assert_array_equal(copied, values)
 
 
 def test_an_array_of_a_recording_is_in_order_after_a_launch():
@@ -104,6 +104,6 @@ def test_an_array_not_waited_for_is_refused_while_its_stream_is_recorded_and_the
         with pytest.raises(CaptureError, match="got a capture of one of the two"):
             elsewhere(array.numpy)
         with ThreadPoolExecutor(1) as third:
-            found = third.submit(core.outside_captures, array.numpy)
+            retry = third.submit(core.outside_captures, array.numpy)
             capture.end()
-            np.testing.assert_array_equal(found.result(60), np.ones(4, np.float32))
+            np.testing.assert_array_equal(retry.result(60), np.ones(4, np.float32))

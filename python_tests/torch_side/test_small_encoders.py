@@ -39,13 +39,13 @@ CASES = [
 NAMES = {"ln_pre": "pre_norm", "embedded": "embedded", "dense": "dense"}
 
 
-def near(found, expected, tolerance=STAGE):
+def near(actual, expected, tolerance=STAGE):
     """Also of vectors that hold every k-th channel alone."""
-    if found.shape != expected.shape:
-        step = found.shape[-1] // expected.shape[-1]
-        found = found[..., ::step]
-    assert found.shape == expected.shape
-    assert np.abs(found - expected).max() <= tolerance * max(1, np.abs(expected).max())
+    if actual.shape != expected.shape:
+        step = actual.shape[-1] // expected.shape[-1]
+        actual = actual[..., ::step]
+    assert actual.shape == expected.shape
+    assert np.abs(actual - expected).max() <= tolerance * max(1, np.abs(expected).max())
 
 
 def sizes_of(vectors):
@@ -53,7 +53,7 @@ def sizes_of(vectors):
 
 
 def encode(ops, tower, image, head, c):
-    """What the exporter writes for a head of the vectors."""
+    """The exporter's graph for a head of the vectors."""
     if isinstance(tower, pooled.PooledTower):
         return pooled.dense_embeds(ops, tower, image, head)
     if head == "sfp_l2":
@@ -76,8 +76,8 @@ def test_the_image_tower_gives_the_official_vectors(shared_dir, file, part, tmp_
         image = golden.image(c["salt"], size_hw)
         for key in [k for k in vectors if k.startswith(f"{size}/cosines/")]:
             head, ops = key.rpartition("/")[2], Arrays()
-            found = encode(ops, tower, image, head, c)
-            near(cosines(found, vectors, vectors[key]), vectors[key], COSINE)
+            embeds = encode(ops, tower, image, head, c)
+            near(cosines(embeds, vectors, vectors[key]), vectors[key], COSINE)
             for mark, name in NAMES.items():
                 name = f"dense/{head}" if name == "dense" else name
                 if mark in ops.marks and f"{size}/{name}" in vectors:
@@ -88,15 +88,15 @@ def test_the_image_tower_gives_the_official_vectors(shared_dir, file, part, tmp_
             if "ln_post" in ops.marks:
                 own = "_own" if head.endswith("_own") else ""
                 expected = vectors[f"{size}/post_norm{own}"]
-                near(ops.marks["ln_post"][0], expected[len(expected) - found.shape[1] :])
+                near(ops.marks["ln_post"][0], expected[len(expected) - embeds.shape[1] :])
             if size != sizes_of(vectors)[0] and "real" not in file:
                 continue  # one graph for each head
             graph = Graph()
-            made = encode(graph, tower, graph.input("image", image.shape), head, c)
-            graph.output("patch_embeds", made)
+            output = encode(graph, tower, graph.input("image", image.shape), head, c)
+            graph.output("patch_embeds", output)
             save_onnx(graph.network(), "image_encoder", tmp_path / "a.onnx")
-            given = run_file(tmp_path / "a.onnx", {"image": image})["patch_embeds"]
-            near(cosines(given, vectors, vectors[key]), vectors[key], COSINE)
+            result = run_file(tmp_path / "a.onnx", {"image": image})["patch_embeds"]
+            near(cosines(result, vectors, vectors[key]), vectors[key], COSINE)
 
 
 @pytest.mark.parametrize(("file", "part"), CASES)
@@ -104,13 +104,13 @@ def test_the_text_tower_gives_the_official_vectors(shared_dir, file, part, tmp_p
     _, vectors, _, _, tower = towers(shared_dir, file, part)
     ids, ops = vectors["text/ids"], Arrays()
     rows = tower.tensors["token_embedding.weight"][ids]
-    given = {"token_embeds": rows} if isinstance(tower, pooled.SiglipText) else {"token_ids": ids}
-    near(tower.embed(ops, *given.values()), vectors["text/embeds"])
+    feeds = {"token_embeds": rows} if isinstance(tower, pooled.SiglipText) else {"token_ids": ids}
+    near(tower.embed(ops, *feeds.values()), vectors["text/embeds"])
     if "text/blocks" in vectors and "real" not in file:
         for index in range(vectors["text/blocks"].shape[1]):
             near(ops.marks[f"blocks.{index}"], vectors["text/blocks"][:, index])
     save_onnx(WrittenText(tower=tower).network(), "text_encoder", tmp_path / "t.onnx")
-    near(run_file(tmp_path / "t.onnx", given)["text_embeds"], vectors["text/embeds"])
+    near(run_file(tmp_path / "t.onnx", feeds)["text_embeds"], vectors["text/embeds"])
 
 
 @pytest.mark.parametrize("case", CASES[:2])
@@ -158,10 +158,10 @@ def test_all_layouts_are_the_same_weights(shared_dir, case):
         variants += [named, {f"module.{k}": v for k, v in named.items()}]
     for variant in variants:
         stripped = {k.removeprefix("module."): v for k, v in variant.items()}
-        found = {k.removeprefix("text."): v for k, v in as_clip(stripped, "other").items()}
+        rest = {k.removeprefix("text."): v for k, v in as_clip(stripped, "other").items()}
         for key, value in plain.items():
-            np.testing.assert_array_equal(found.pop(key.removeprefix("text.")), value)
-        assert not found
+            np.testing.assert_array_equal(rest.pop(key.removeprefix("text.")), value)
+        assert not rest
 
 
 @pytest.fixture(scope="module")
@@ -276,9 +276,9 @@ def test_settings_come_from_the_files_beside_the_weights(shared_dir, tmp_path):
     ids = torch.arange(77, dtype=torch.int32)[None]
     torch.save({**tensors, "text_model.embeddings.position_ids": ids}, tmp_path / "clip.bin")
     for source in (file, tmp_path / "clip.bin"):
-        found = read_clip(source)
-        assert found.settings.num_heads == 4
-        np.testing.assert_array_equal(found.visual["proj"], weights.visual["proj"])
+        clip = read_clip(source)
+        assert clip.settings.num_heads == 4
+        np.testing.assert_array_equal(clip.visual["proj"], weights.visual["proj"])
 
 
 def renamed(pattern, name):
@@ -318,7 +318,7 @@ WRONG = {
 
 @pytest.mark.parametrize("kind", WRONG)
 def test_other_models_and_wrong_settings_are_told_in_one_line(shared_dir, kind, tmp_path, capsys):
-    change, told, *config = WRONG[kind]
+    change, message, *config = WRONG[kind]
     weights = change(towers(shared_dir, *CASES[0])[2])
     save_file({k: np.ascontiguousarray(v) for k, v in weights.items()}, tmp_path / "m.safetensors")
     for content in config:
@@ -328,7 +328,7 @@ def test_other_models_and_wrong_settings_are_told_in_one_line(shared_dir, kind, 
     code = run("export", "dense-clip", *clip, "--out", tmp_path / "a.zsseg")
     shown = capsys.readouterr().err
     assert (code, shown.count("\n")) == (1, 1), shown
-    assert told in shown
+    assert message in shown
 
 
 def test_shards_and_heads_of_other_models_are_refused(shared_dir, tmp_path):

@@ -60,10 +60,10 @@ def test_several_lanes_give_what_one_gives(colour_bundle, engine, tmp_path):
     with Engine(colour_bundle, config) as several:
         several.set_classes(NAMES)
         with several.stream(path, sinks=[sink]) as stream:
-            found = list(stream)
+            segs = list(stream)
             assert stream.sink_stats()[0].written == len(names)
-        np.testing.assert_array_equal([seg.labels for seg in found], expected)
-        assert [seg.frame.index for seg in found] == [*range(len(names))]
+        np.testing.assert_array_equal([seg.labels for seg in segs], expected)
+        assert [seg.frame.index for seg in segs] == [*range(len(names))]
         with several.lane(), refused(EngineStateError, "lanes"):
             several.stream(path, sinks=[tmp_path / "none.mp4"])
         assert not (tmp_path / "none.mp4").exists()
@@ -93,12 +93,12 @@ def test_still_frames_are_counted_and_each_source_has_a_memory_of_its_own(engine
         write_video(tmp_path / f"{name}.mp4", [colour(name)] * 16, gop=1) for name in NAMES[:2]
     ]
     stream = engine.stream(paths, skip_still=True)
-    found = {str(path): [] for path in paths}
+    results = {str(path): [] for path in paths}
     for seg in stream:
-        found[seg.frame.source].append((winner(seg), seg.reused))
+        results[seg.frame.source].append((winner(seg), seg.reused))
     for name, path in zip(NAMES, map(str, paths), strict=False):
-        assert {won for won, _ in found[path]} == {name}
-        reused = [again for _, again in found[path]]
+        assert {won for won, _ in results[path]} == {name}
+        reused = [again for _, again in results[path]]
         assert reused[:10] == [False] + [True] * 9  # 10 frames per second
         assert 1 <= reused[10:].count(False) <= 2
         assert stream.stats()[path].reused == reused.count(True)
@@ -108,11 +108,11 @@ def test_still_frames_are_counted_and_each_source_has_a_memory_of_its_own(engine
 def test_a_steadied_stream_gives_what_a_memory_gives(engine, tmp_path):
     pytest.importorskip("av")
     rng = np.random.default_rng(0)
-    pictures = [
+    images = [
         np.clip(colour(name, (96, 96)) + rng.normal(0, 30, (96, 96, 3)), 0, 255).astype(np.uint8)
         for name in ["red"] * 4 + ["blue"] * 4
     ]
-    path, memory = write_video(tmp_path / "in.mp4", pictures, gop=1), FrameMemory()
+    path, memory = write_video(tmp_path / "in.mp4", images, gop=1), FrameMemory()
     for seg in engine.stream(path, steady=True):
         alone = engine.segment(seg.frame.image, memory=memory)
         np.testing.assert_array_equal(seg.labels, alone.labels)

@@ -40,22 +40,22 @@ def test_the_demo_is_made_with_its_words_and_history(tmp_path):
 
 
 def test_the_bundle_that_ships_is_measured_with_its_record():
-    found = measure_bundle(demo_bundle("scenes"), draws=[0], length=4, root=ROOT)
-    assert all((found["bundle_sha256"], found["commit"], found["machine"]["cpu"]))
-    assert found["summary"]["others"]["mIoU(U)"]["mean"] == found["draws"][0]["others"]["mIoU(U)"]
+    report = measure_bundle(demo_bundle("scenes"), draws=[0], length=4, root=ROOT)
+    assert all((report["bundle_sha256"], report["commit"], report["machine"]["cpu"]))
+    assert report["summary"]["others"]["mIoU(U)"]["mean"] == report["draws"][0]["others"]["mIoU(U)"]
 
 
 @pytest.mark.parametrize("name", compare_systems.list_comparisons())
 def test_comparisons_name_what_can_be_trained(name):
-    chosen = compare_systems.Comparison.load(name)
-    for variant in chosen.variants:
-        TrainConfig.from_dict(compare_systems.merge(chosen.shared, variant.changes))
-    assert len(chosen.variants) > 1
+    study = compare_systems.Comparison.load(name)
+    for variant in study.variants:
+        TrainConfig.from_dict(compare_systems.merge(study.shared, variant.changes))
+    assert len(study.variants) > 1
 
 
 def test_a_comparison_keeps_figures_of_its_settings_alone(tmp_path):
     small = {"evaluation": {"options": {"size": 64, "length": 2}}}
-    chosen = compare_systems.Comparison(
+    study = compare_systems.Comparison(
         shared={
             "data": {"name": "scenes", "options": {"size": 64, "length": 8}},
             "model": {"architecture": "dense_clip", "options": {"pretrained": "demo"}},
@@ -63,8 +63,8 @@ def test_a_comparison_keeps_figures_of_its_settings_alone(tmp_path):
         },
         variants=(compare_systems.Variant(name="clip", title="untrained", trained=False),),
     )
-    (run,) = compare_systems.run(chosen, tmp_path)
+    (run,) = compare_systems.run(study, tmp_path)
     assert json.loads((tmp_path / "clip" / "figures.json").read_text()) == run.metrics
-    assert "| untrained | 1 |" in compare_systems.markdown_table(chosen, [run])
+    assert "| untrained | 1 |" in compare_systems.markdown_table(study, [run])
     with refused(ArgumentError, None, "evaluation.options"):
-        compare_systems.run(chosen, tmp_path, changes={"evaluation": {"options": {"length": 1}}})
+        compare_systems.run(study, tmp_path, changes={"evaluation": {"options": {"length": 1}}})

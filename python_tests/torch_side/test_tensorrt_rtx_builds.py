@@ -125,11 +125,11 @@ def test_the_class_axis_is_dynamic(graphs):
 
 
 @pytest.mark.parametrize(
-    ("held", "asked"), [("float32", "float16"), ("float16", "int8"), ("float32", "bfloat16")]
+    ("stored", "asked"), [("float32", "float16"), ("float16", "int8"), ("float32", "bfloat16")]
 )
-def test_a_precision_the_graph_does_not_hold_is_refused(graphs, held, asked):
-    with pytest.raises(PrecisionNotApplied, match=f"in {asked}, got decoder.{held}.onnx with"):
-        BACKEND.build_plan(graphs / f"decoder.{held}.onnx", precision=asked)
+def test_a_precision_the_graph_does_not_hold_is_refused(graphs, stored, asked):
+    with pytest.raises(PrecisionNotApplied, match=f"in {asked}, got decoder.{stored}.onnx with"):
+        BACKEND.build_plan(graphs / f"decoder.{stored}.onnx", precision=asked)
 
 
 def test_a_gpu_that_cannot_be_targeted_or_lacks_bfloat16_is_refused(graphs):

@@ -98,22 +98,22 @@ def test_fused_attention_computes_the_same(tmp_path, mask, precision):
     expected = blocks(Arrays(), X, mask)
     for program in (plain, fused):
         program.place(torch.device("cpu"))
-        (found,) = program.run({"x": torch.from_numpy(X)}).values()
+        (result,) = program.run({"x": torch.from_numpy(X)}).values()
         tolerance = {"bfloat16": 0.1, "float16": 0.02, "float32": 1e-5}[precision]
-        np.testing.assert_allclose(found, expected, atol=tolerance)
+        np.testing.assert_allclose(result, expected, atol=tolerance)
 
 
 def test_networks_run_on_tensors(mask):
     """So a module of torch may run a network's definition; weights may be NumPy's."""
-    found = blocks(Arrays(xp=OnTorch(torch)), torch.from_numpy(X), mask)
-    np.testing.assert_allclose(found, blocks(Arrays(), X, mask), atol=1e-5)
+    rows = blocks(Arrays(xp=OnTorch(torch)), torch.from_numpy(X), mask)
+    np.testing.assert_allclose(rows, blocks(Arrays(), X, mask), atol=1e-5)
 
 
 @pytest.mark.parametrize("precision", MOST_LAUNCHES)
 def test_a_block_stays_within_its_launches(tmp_path, mask, precision):
     save_onnx(network(mask, precision), "g", tmp_path / "g.onnx")
     run = FakeRun(tmp_path / "g.onnx")
-    assert run.fused_attention == run.found == BLOCKS
+    assert run.fused_attention == run.num_fused == BLOCKS
     assert run.crossed == []
     assert len(run.launched) <= BLOCKS * MOST_LAUNCHES[precision] + 2
     assert len(run.launched) < len(FakeRun(tmp_path / "g.onnx", fused=False).launched)
@@ -144,8 +144,8 @@ def test_a_run_reads_nothing_back_and_sends_nothing(path):
 def test_an_operator_that_torch_does_not_run_is_refused():
     graph = Graph()
     scale = np.ones((), np.float32), np.zeros((), np.int8)
-    made = graph.apply("QuantizeLinear", (graph.input("x", (1, 4, 8, 8)), *scale))
-    graph.output("y", graph.apply("DequantizeLinear", (made, *scale)))
+    quantised = graph.apply("QuantizeLinear", (graph.input("x", (1, 4, 8, 8)), *scale))
+    graph.output("y", graph.apply("DequantizeLinear", (quantised, *scale)))
     with refused(BackendError, "g.onnx", "QuantizeLinear"):
         Program(graph.network(), "g.onnx")
 
@@ -160,7 +160,7 @@ def write_one(path, node, constants, kind=TensorProto.FLOAT, rank=2):
 
 
 def computed(path, x):
-    """What a graph makes of x, on the host."""
+    """A graph's result for x, on the host."""
     program = Program(read_network(map_file(path)))
     program.place(torch.device("cpu"))
     (result,) = program.run({"x": torch.from_numpy(x)}).values()
@@ -205,8 +205,8 @@ def test_norms_of_half_precision_are_one_kernel(tmp_path, op_type):
     constants = {"scale": np.ones(8, np.float16), "bias": np.zeros(8, np.float16)}
     names = list(constants) if op_type == "LayerNormalization" else []
     node = helper.make_node(op_type, ["x", *names], ["y"])
-    held = {name: constants[name] for name in names}
-    path = write_one(tmp_path / "norm.onnx", node, held, TensorProto.FLOAT16)
+    weights = {name: constants[name] for name in names}
+    path = write_one(tmp_path / "norm.onnx", node, weights, TensorProto.FLOAT16)
     launched = FakeRun(path).launched
     assert [name for name in launched if "_to_copy" not in name] == launched[:1]
     assert len(launched) <= 2  # and the widening of the graph's output
@@ -312,13 +312,13 @@ def test_the_last_of_several_threads_gives_a_setting_back(setting):
     if setting is exact_float32:
         ask = lambda: cuda.matmul.allow_tf32  # noqa: E731
     second_is_in, first_is_out = threading.Event(), threading.Event()
-    seen = [ask()]
+    states = [ask()]
 
     def second():
         with setting():
             second_is_in.set()
             first_is_out.wait(10)
-            seen.append(ask())
+            states.append(ask())
 
     other = threading.Thread(target=second)
     with setting():
@@ -326,7 +326,7 @@ def test_the_last_of_several_threads_gives_a_setting_back(setting):
         assert second_is_in.wait(10)
     first_is_out.set()
     other.join(10)
-    assert [*seen, ask()] == [True, False, True]
+    assert [*states, ask()] == [True, False, True]
 
 
 # --- what a capture of torch's launches needs, with a torch whose CUDA is made up -----------------
@@ -369,10 +369,10 @@ class Pools:
 
 @pytest.fixture
 def pools(monkeypatch):
-    made = Pools()
+    fake = Pools()
     for name in ("MemPool", "use_mem_pool", "device"):
-        monkeypatch.setattr(torch.cuda, name, getattr(made, name))
-    return made
+        monkeypatch.setattr(torch.cuda, name, getattr(fake, name))
+    return fake
 
 
 def test_what_is_allocated_in_a_capture_comes_from_its_pool_until_it_is_closed(pools):

@@ -1,4 +1,4 @@
-"""What a person writes in options and configurations, and errors that name it."""
+"""Options and configurations as a person writes them, and errors that name them."""
 
 import hashlib
 import inspect
@@ -128,9 +128,9 @@ def test_recipes_are_as_they_were():
 def test_a_file_of_ones_own_is_laid_over_a_recipe(tmp_path):
     path = tmp_path / "own.toml"
     path.write_text('base = "zegclip_voc_inductive"\n[data]\nname = "folder"\n[loop]\nseed = 3\n')
-    found, base = TrainConfig.load(path), TrainConfig.load("zegclip_voc_inductive")
-    assert found.differences(base) == ["data.name", "loop.seed"]
-    assert found == TrainConfig.load(path.rename(tmp_path / "zegclip_voc_inductive"))
+    config, base = TrainConfig.load(path), TrainConfig.load("zegclip_voc_inductive")
+    assert config.differences(base) == ["data.name", "loop.seed"]
+    assert config == TrainConfig.load(path.rename(tmp_path / "zegclip_voc_inductive"))
     for wrong in ('"zegclip"', '"own.toml"', "3", "[]"):
         path.write_text(f"base = {wrong}\n[data]\nname = 'folder'\n")
         with pytest.raises(ArgumentError, match="base: expected one of the recipes"):
@@ -168,24 +168,24 @@ STRANGE = {
 
 
 @pytest.fixture
-def given(tmp_path):
+def config_path(tmp_path):
     """A file that names its data alone."""
     (tmp_path / "a.toml").write_text(DATA)
     return tmp_path / "a.toml"
 
 
 @pytest.mark.parametrize("name", STRANGE)
-def test_strange_values_are_refused(given, name):
+def test_strange_values_are_refused(config_path, name):
     value = STRANGE[name]
     for change in (f"model.options.pretrained={value}", "a" * 5000):
         with pytest.raises(ArgumentError, match="--set") as caught:
-            TrainConfig.load(given, [change])
+            TrainConfig.load(config_path, [change])
         assert len(str(caught.value)) < 300
     text = f"{DATA}[model.options]\npretrained = {value}\n"
-    given.write_text(text, encoding="utf-8", errors="surrogatepass")
+    config_path.write_text(text, encoding="utf-8", errors="surrogatepass")
     for kind in (TrainConfig, Comparison):
         with pytest.raises(ArgumentError, match=r"a\.toml: (expected .*|cannot be read)"):
-            kind.load(given)
+            kind.load(config_path)
 
 
 def test_names_that_no_file_has_are_refused():
@@ -205,11 +205,11 @@ def test_names_that_no_file_has_are_refused():
         'text.templates=["a \\"{}\\"", "{} é"]',
     ],
 )
-def test_settings_survive_being_written(given, tmp_path, change):
-    config = TrainConfig.load(given, [change])
+def test_settings_survive_being_written(config_path, tmp_path, change):
+    config = TrainConfig.load(config_path, [change])
     (tmp_path / "b.toml").write_text(config.to_toml(), encoding="utf-8")
     again = TrainConfig.load(tmp_path / "b.toml")
-    assert again == config != TrainConfig.load(given)
+    assert again == config != TrainConfig.load(config_path)
     assert not config.differences(again)
 
 

@@ -115,8 +115,8 @@ def test_resize_without_randomness_is_bilinear_and_nearest():
     image, labels, valid_hw = augmented.image, augmented.labels, augmented.valid_hw
     assert valid_hw == fit_inside_hw((60, 83), (512, 48)) == (48, 66)
     expected = cv2.resize(sample.image, (66, 48), interpolation=cv2.INTER_LINEAR)
-    found = image[:, :, :66].permute(1, 2, 0).numpy().astype(int)
-    assert np.abs(found - expected).max() <= 1  # two fixed-point roundings of the same weights
+    pixels = image[:, :, :66].permute(1, 2, 0).numpy().astype(int)
+    assert np.abs(pixels - expected).max() <= 1  # two fixed-point roundings of the same weights
     rows, columns = np.arange(48) * 60 // 48, np.arange(66) * 83 // 66
     np.testing.assert_array_equal(labels[:, :66].numpy(), sample.labels[rows][:, columns])
 
@@ -162,16 +162,16 @@ def crops(labels, crop_hw, share, attempts, *, count, seed=0):
 def test_ignored_pixels_do_not_count_in_a_crop(share, accepted):
     labels = np.full((10, 20), 255, np.uint8)
     labels[0, :3], labels[1, :2] = 4, 7  # 60 % of five annotated pixels, where a crop shows them
-    found = [np.count_nonzero(crop < 255) for crop in crops(labels, (10, 10), share, 40, count=60)]
-    assert (min(found) > 2) == accepted  # a crop that shows one class or none is drawn again
+    counts = [np.count_nonzero(crop < 255) for crop in crops(labels, (10, 10), share, 40, count=60)]
+    assert (min(counts) > 2) == accepted  # a crop that shows one class or none is drawn again
 
 
 @pytest.mark.parametrize(("attempts", "share"), [(1, 0.36), (3, 0.59)])
 def test_crop_takes_one_more_after_the_last_attempt(attempts, share):
     labels = np.zeros((1, 6), np.uint8)
     labels[0, 5] = 1  # one of five places shows two classes
-    found = [crop.max() == 1 for crop in crops(labels, (1, 2), 0.75, attempts, count=2000)]
-    assert np.mean(found) == pytest.approx(share, abs=0.05)  # 1 - 0.8^(attempts + 1)
+    hits = [crop.max() == 1 for crop in crops(labels, (1, 2), 0.75, attempts, count=2000)]
+    assert np.mean(hits) == pytest.approx(share, abs=0.05)  # 1 - 0.8^(attempts + 1)
 
 
 def test_crop_places_are_uniform_and_reach_every_border():
@@ -187,7 +187,7 @@ RED = (200, 0, 0)
 
 
 def drawn(colour, count=400, *, probability=1.0, **settings):
-    """What becomes of a colour, ``[count, 3]``; only the properties given change."""
+    """A colour after augmentation, ``[count, 3]``; only the properties given change."""
     distortion = PhotometricDistortion(probability=probability, **ALONE | settings)
     image = tv_tensors.Image(torch.tensor(colour, dtype=torch.uint8)[:, None, None])
     with seeded(generator(7)):
@@ -202,9 +202,9 @@ def degrees(colours):
 @pytest.mark.parametrize(
     ("settings", "measure", "low", "high"),
     [
-        ({"brightness": 32}, lambda found: found[:, 0] - 128, -32, 32),
-        ({"contrast": (0.5, 1.5)}, lambda found: found[:, 0] / 128, 0.5, 1.5),
-        ({"saturation": (0.5, 1.5)}, lambda found: np.ptp(found, axis=1) / 64, 0.5, 1.5),
+        ({"brightness": 32}, lambda pixels: pixels[:, 0] - 128, -32, 32),
+        ({"contrast": (0.5, 1.5)}, lambda pixels: pixels[:, 0] / 128, 0.5, 1.5),
+        ({"saturation": (0.5, 1.5)}, lambda pixels: np.ptp(pixels, axis=1) / 64, 0.5, 1.5),
         ({"hue": 18}, degrees, -36, 36),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
@@ -218,19 +218,19 @@ def test_each_property_fills_its_range_evenly(settings, measure, low, high):
 
 
 def test_contrast_comes_before_or_after_the_colours_by_a_coin():
-    found = drawn(RED, contrast=(2.0, 2.0), saturation=(0.0, 0.0))[:, 0]
+    reds = drawn(RED, contrast=(2.0, 2.0), saturation=(0.0, 0.0))[:, 0]
     first, last = int(0.2989 * 255), 2 * int(0.2989 * 200)  # clipped before it turns grey, or not
-    assert np.abs(found[:, None] - (first, last)).min(axis=1).max() <= 2
-    assert np.mean(np.abs(found - first) <= 2) == pytest.approx(0.5, abs=0.1)
+    assert np.abs(reds[:, None] - (first, last)).min(axis=1).max() <= 2
+    assert np.mean(np.abs(reds - first) <= 2) == pytest.approx(0.5, abs=0.1)
 
 
 def test_brightness_comes_first_and_saturation_before_hue():
-    found = drawn((20, 20, 20), brightness=10, contrast=(3.0, 3.0))
-    assert (found % 3 == 0).all()  # a whole value, times three
-    assert len(np.unique(found)) > 15
-    found = drawn(RED, saturation=(0.0, 0.0), hue=90)
+    values = drawn((20, 20, 20), brightness=10, contrast=(3.0, 3.0))
+    assert (values % 3 == 0).all()  # a whole value, times three
+    assert len(np.unique(values)) > 15
+    values = drawn(RED, saturation=(0.0, 0.0), hue=90)
     grey = int(0.2989 * 200)  # that of red, whatever hue would follow
-    assert np.abs(found - grey).max() <= 1
+    assert np.abs(values - grey).max() <= 1
 
 
 @pytest.mark.parametrize(

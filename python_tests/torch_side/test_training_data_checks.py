@@ -91,12 +91,12 @@ def test_a_trained_class_that_no_mask_holds_is_an_error(check, street, protocol,
 
 def test_what_learns_from_no_masks_needs_none(street):
     options = {"data": {"name": "photos", "split": "images"}, "evaluation": {"split": ""}}
-    (found,) = check_data(settings(street, model={"architecture": "zeroseg"}, **options))
-    assert (found.scan.num_pictures, found.faults) == (3, ())
-    (found,) = check_data(
+    (report,) = check_data(settings(street, model={"architecture": "zeroseg"}, **options))
+    assert (report.scan.num_pictures, report.faults) == (3, ())
+    (report,) = check_data(
         settings(street, model={"architecture": "zeroseg"}, evaluation={"split": ""})
     )
-    assert (found.scan.absent, found.faults) == ((), ())
+    assert (report.scan.absent, report.faults) == ((), ())
 
 
 # --- sets that are only partly there, and names that are not plain ---

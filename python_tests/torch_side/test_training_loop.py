@@ -122,7 +122,7 @@ def work(name, folder, **place):
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """What two processes did, as torchrun starts them, and what they said."""
+    """The folder and output of two processes, as torchrun starts them."""
     folder = tmp_path_factory.mktemp("pair")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -194,7 +194,7 @@ def test_a_signal_saves_a_checkpoint_and_ends_the_run(tmp_path, number):
 
 def test_nan_loss_stops_and_names_pictures_terms_and_checkpoint(tmp_path):
     with pytest.raises(TrainingError) as caught:
-        train(tmp_path, ToyTask(bad_picture="picture-17"))
+        train(tmp_path, ToyTask(bad_image="picture-17"))
     message = str(caught.value)
     assert "error = nan, size = " in message
     assert "in step 5 for the images picture-16, picture-17, picture-18, picture-19" in message
@@ -204,7 +204,7 @@ def test_nan_loss_stops_and_names_pictures_terms_and_checkpoint(tmp_path):
 
 def test_what_is_not_finite_is_not_saved(tmp_path):
     with refused(TrainingError, "loss"):
-        train(tmp_path, ToyTask(bad_picture="picture-9"))  # in the step of a checkpoint
+        train(tmp_path, ToyTask(bad_image="picture-9"))  # in the step of a checkpoint
     task = ToyTask()
     task.register_buffer("broken", torch.tensor([0.0, float("inf")]))
     with refused(TrainingError, "weights"):
@@ -214,7 +214,7 @@ def test_what_is_not_finite_is_not_saved(tmp_path):
 
 @contextmanager
 def files_of_at_most(size):
-    """What a full disk does, for this process's files."""
+    """A full disk, for this process's files."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -265,8 +265,8 @@ def test_evaluation_that_was_missed_is_made_up_for(tmp_path):
         train(tmp_path, config=settings, evaluate=killed)
     train(tmp_path, config=settings, evaluate=judge, preview=preview, resume=True)
     assert modes == [False, False]
-    found = json.loads((tmp_path / "evaluations.json").read_text())
-    assert found["evaluations"] == {"3": {"score": 0.5}, "6": {"score": 0.5}}
+    report = json.loads((tmp_path / "evaluations.json").read_text())
+    assert report["evaluations"] == {"3": {"score": 0.5}, "6": {"score": 0.5}}
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [e.step for e in events.Scalars("loss/error")] == [1, 2, 3, 4, 5, 6]
     assert [e.value for e in events.Scalars("evaluation/score")] == [0.5, 0.5]
@@ -332,11 +332,11 @@ def test_any_damage_is_refused_or_changes_nothing(toy_run, tmp_path):
         changed[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
         path.write_bytes(changed)
         try:
-            found = read_checkpoint(path, mmap=count % 2 == 0)
+            tensors = read_checkpoint(path, mmap=count % 2 == 0)
         except CheckpointError as error:
             refusals += "step-00000003.pt: expected" in str(error)
         else:
-            assert alike(found, whole)
+            assert alike(tensors, whole)
     assert refusals > 130  # the rest hit padding between records
     for size in (*range(0, len(content), 997), len(content) - 1):
         path.write_bytes(content[:size])

@@ -29,10 +29,10 @@ from zsseg_rt.training.tasks.zegformer import (
 IGNORED = 255
 
 
-def some(num_pictures: int, num_classes: int, size: tuple[int, int], seed: int = 0):
+def some(num_images: int, num_classes: int, size: tuple[int, int], seed: int = 0):
     rng = np.random.default_rng(seed)
-    logits = rng.normal(scale=3, size=(num_pictures, num_classes, *size)).astype(np.float32)
-    labels = rng.integers(-1, num_classes + 2, (num_pictures, *size))
+    logits = rng.normal(scale=3, size=(num_images, num_classes, *size)).astype(np.float32)
+    labels = rng.integers(-1, num_classes + 2, (num_images, *size))
     labels[labels >= num_classes] = IGNORED
     return torch.from_numpy(logits), torch.from_numpy(labels)
 
@@ -257,11 +257,11 @@ def test_descriptor_masks_labels_and_parameters(step):
 @pytest.mark.parametrize("step", DESCRIPTOR_STEPS[2:], indirect=True, ids="-".join)
 def test_recovery(step):
     recovery = step.outputs[0].recovery
-    for found, targets, key in (
+    for recovered, targets, key in (
         (recovery.queries, recovery.query_targets, "q"),
         (recovery.patches, recovery.patch_targets, "lateral"),
     ):
-        assert_close(found.detach(), step.golden(key))
+        assert_close(recovered.detach(), step.golden(key))
         assert_close(targets, step.golden(f"ori_{key}"))
         assert not targets.requires_grad
 
@@ -310,7 +310,7 @@ def batch(system="zegclip", size=(64, 64), num_images=2):
     """Images whose halves are two classes, with a frame that is not annotated."""
     if system == "zegformer":
         size = (48, 72)
-        images = torch.stack([tiny_zegformer.picture(*size, salt=salt) for salt in "ab"])
+        images = torch.stack([tiny_zegformer.image(*size, salt=salt) for salt in "ab"])
         labels = torch.full((2, *size), 255)
         labels[:, 4:20, 8:40], labels[:, 24:40, 8:60], labels[1, 10:30, 50:70] = 1, 4, 6
         return Batch(images, torch.tensor([size] * 2), labels, ("a", "b"))
@@ -326,10 +326,10 @@ def batch(system="zegclip", size=(64, 64), num_images=2):
 
 def test_losses_of_the_cosine_head_fall(task):
     """Of the others, gradients are compared with the official ones."""
-    one, given, losses = task("cosine_head", learning_rate=1e-3), batch(), []
+    one, data, losses = task("cosine_head", learning_rate=1e-3), batch(), []
     optimizer = torch.optim.AdamW(one.parameter_groups())
     for _ in range(12):
-        total = sum(one(given).values())
+        total = sum(one(data).values())
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
@@ -339,37 +339,37 @@ def test_losses_of_the_cosine_head_fall(task):
 
 @pytest.mark.parametrize("system", UNSEEN_OF)
 def test_inductive_training_cannot_tell_unseen_classes_from_nothing(task, system):
-    one, given = task(system), batch(system, num_images=4)
-    labels = given.labels.clone()
+    one, data = task(system), batch(system, num_images=4)
+    labels = data.labels.clone()
     labels[torch.isin(labels, torch.tensor(UNSEEN_OF[system]))] = 255
-    assert (labels != given.labels).any()
-    assert one(given) == one(replace(given, labels=labels))
+    assert (labels != data.labels).any()
+    assert one(data) == one(replace(data, labels=labels))
 
 
 def test_transductive_training_cannot_tell_unseen_classes_apart(task):
-    one, given = task(protocol="transductive"), batch(num_images=4)
-    labels = given.labels.where(given.labels != 2, 5)
-    assert (labels != given.labels).any()
-    assert one(given) == one(replace(given, labels=labels))
+    one, data = task(protocol="transductive"), batch(num_images=4)
+    labels = data.labels.where(data.labels != 2, 5)
+    assert (labels != data.labels).any()
+    assert one(data) == one(replace(data, labels=labels))
     labels[labels == 5] = 255
-    assert one(given)["focal"] != one(replace(given, labels=labels))["focal"]
+    assert one(data)["focal"] != one(replace(data, labels=labels))["focal"]
 
 
 def test_a_stride_looks_at_every_so_many_th_label(task):
-    given, images = batch(), torch.zeros(2, 3, 64, 64)
+    data, images = batch(), torch.zeros(2, 3, 64, 64)
     with torch.no_grad():
-        expected = task().losses(images, given.labels[:, 2::4, 2::4])
-        found = task(label_stride=4).losses(images, given.labels)
-    torch.testing.assert_close(found, expected)
+        expected = task().losses(images, data.labels[:, 2::4, 2::4])
+        losses = task(label_stride=4).losses(images, data.labels)
+    torch.testing.assert_close(losses, expected)
 
 
 @pytest.mark.parametrize(("system", "colour"), [("zegclip", (0, 255)), ("zegformer", (128, 128))])
 def test_padding_is_the_mean_colour_whatever_its_pixels(task, system, colour):
-    one, given = task(system), batch(system)
-    images = given.images.clone()
+    one, data = task(system), batch(system)
+    images = data.images.clone()
     images[0, :, :, 40:], images[1, :, 33:] = colour
-    given = replace(given, valid_hw=torch.tensor([[images.shape[2], 40], [33, images.shape[3]]]))
-    assert one(given) == one(replace(given, images=images))
+    data = replace(data, valid_hw=torch.tensor([[images.shape[2], 40], [33, images.shape[3]]]))
+    assert one(data) == one(replace(data, images=images))
 
 
 def test_rates_and_decay_of_the_groups(task):

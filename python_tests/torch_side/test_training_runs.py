@@ -209,9 +209,9 @@ def test_zeroseg_trains_on_photos_without_masks(clip_file, tmp_path):
     }
     config = configure("zeroseg", clip_file, tmp_path / "run", **tables)
     changes = ["evaluation.split=", f"task.options.teacher={clip_file}"]
-    for given, argument in (([], "evaluation.split"), (changes[:1], "task.options.teacher")):
+    for edits, argument in (([], "evaluation.split"), (changes[:1], "task.options.teacher")):
         with refused(ArgumentError, argument):
-            assemble(changed(config, tmp_path, *given))
+            assemble(changed(config, tmp_path, *edits))
     for protocol in ("supervised", "transductive"):
         with refused(ArgumentError, "task.protocol", "'inductive'"):
             assemble(changed(config, tmp_path, *changes, f"task.protocol={protocol}"))
@@ -256,9 +256,9 @@ def test_crops_follow_the_size_of_the_model_unless_they_are_given(clip_file, tmp
     assert parts.config.data.augmentation == wanted  # what is saved with the run
     place = {"start_position": 0, "process_index": 0, "num_processes": 1, "batch_size": 2}
     assert next(parts.batches(**place)).images.shape == (2, 3, 64, 64)
-    given = changed(config, tmp_path, "data.augmentation={crop_hw = [96, 80], scale = [80, 64]}")
+    cropped = changed(config, tmp_path, "data.augmentation={crop_hw = [96, 80], scale = [80, 64]}")
     kept = {"crop_hw": [96, 80], "scale": [80, 64]}
-    assert assemble(given).config.data.augmentation == kept
+    assert assemble(cropped).config.data.augmentation == kept
 
 
 # --- whose space a run's embeddings live in ---
@@ -291,9 +291,9 @@ def test_what_is_stated_counts_first_then_the_bank_then_the_clip(
     Path("rows.npy").write_bytes(b"rows")
     Path("weights.pt").write_bytes(b"CLIP")
     monkeypatch.setitem(OPENAI_FILES, hashlib.sha256(b"CLIP").hexdigest(), "ViT-B-16")
-    found = text_space(TextConfig(**text), ModelConfig(**model))
-    assert found.startswith(space)
-    assert found == space or space.endswith(" ")
+    name = text_space(TextConfig(**text), ModelConfig(**model))
+    assert name.startswith(space)
+    assert name == space or space.endswith(" ")
 
 
 def test_checkpoints_hold_the_embeddings_of_the_tuned_tower(run):
@@ -423,11 +423,11 @@ def test_bank_gives_rows_by_name_and_averages_synonyms(tmp_path):
     np.save(tmp_path / "rows.npy", 3 * rows)  # of any norm
     (tmp_path / "names.txt").write_text("Tree\ncar\nautomobile\nroad, street\n")
     config = TextConfig(bank=str(tmp_path / "rows.npy"), bank_names=str(tmp_path / "names.txt"))
-    found = class_embeddings(["car, automobile", "tree", "road, street"], config)
-    assert found.phrases == ("car", "automobile", "tree", "road", "street")
-    np.testing.assert_allclose(found.phrase_embeds, rows[[1, 2, 0, 3, 3]], atol=1e-6)
+    embeddings = class_embeddings(["car, automobile", "tree", "road, street"], config)
+    assert embeddings.phrases == ("car", "automobile", "tree", "road", "street")
+    np.testing.assert_allclose(embeddings.phrase_embeds, rows[[1, 2, 0, 3, 3]], atol=1e-6)
     mean = unit_rows(rows[1:2] + rows[2:3])
-    np.testing.assert_allclose(found.class_embeds[:1], mean, atol=1e-6)
+    np.testing.assert_allclose(embeddings.class_embeds[:1], mean, atol=1e-6)
     with refused(VocabularyError, "text.bank"):
         class_embeddings(["car", "boat"], config)
 

@@ -57,9 +57,9 @@ def frame():
 def answer(model, frame, class_names=None):
     (response,) = model.execute([triton.request(frame, class_names)])
     assert not response.has_error(), response.error().message()
-    found = {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()}
-    assert found.keys() == {"labels", "names"}
-    return found["labels"], [name.decode() for name in found["names"]]
+    outputs = {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()}
+    assert outputs.keys() == {"labels", "names"}
+    return outputs["labels"], [name.decode() for name in outputs["names"]]
 
 
 def test_the_folder_is_whole(colour_bundle, tmp_path):
@@ -122,13 +122,13 @@ def test_each_request_has_its_own_classes(started, colour_bundle, frame, kind):
         lambda text: text.replace(f"{typed}UINT8", typed + kind), classes=["red", "blue"],
         engine=engine,
     )  # fmt: skip
-    for asked, told, labels in (
+    for asked, shown, labels in (
         (None, ["red", "blue"], expected[0]),
         (["green, white", "red"], ["green", "red"], expected[1]),
     ) * 2:
-        found, names = answer(model, frame, asked)
-        assert (names, found.dtype) == (told, dtype)
-        np.testing.assert_array_equal(found, labels)
+        result, names = answer(model, frame, asked)
+        assert (names, result.dtype) == (shown, dtype)
+        np.testing.assert_array_equal(result, labels)
 
 
 @pytest.mark.parametrize(

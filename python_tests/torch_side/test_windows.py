@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from support.cells import CELLS, NAMES, ROWS, STATISTICS, STEP, bundle_at, picture
+from support.cells import CELLS, NAMES, ROWS, STATISTICS, STEP, bundle_at, image
 from support.errors import refused
 from support.fakes import edit_manifest
 from zsseg_rt import BundleError, ConfigError, Engine, EngineConfig, FrameError, FrameMemory
@@ -57,7 +57,7 @@ def label(bundle, frame, **settings):
 
 @pytest.mark.parametrize("frame_hw", [(40, 72), (97, 41)])
 def test_windows_are_the_mean_of_their_logits(bundle, frame_hw):
-    frame = picture(*frame_hw)
+    frame = image(*frame_hw)
     with Engine(bundle, EngineConfig(device="cpu", use_cache=False)) as engine:
         side, align = engine.bundle.preprocess.size_hw[0], engine.bundle.head.align
     seg = label(bundle, frame, windows=f"{side}x{side}+12")
@@ -79,14 +79,14 @@ def test_windows_are_the_mean_of_their_logits(bundle, frame_hw):
     ],
 )
 def test_auto_fits_the_shorter_side(plain_bundle, frame_hw, cells, starts):
-    frame = picture(*frame_hw)
+    frame = image(*frame_hw)
     seg = label(plain_bundle, frame, windows="auto")
     expected = expected_labels(frame, starts, cells, "half_pixel")
     assert np.mean(seg.labels == expected) > 0.999
 
 
 def test_one_window_of_the_frames_shape_is_the_stretched_frame(plain_bundle):
-    frame = picture(60, 60)
+    frame = image(60, 60)
     for settings in ({"windows": "auto"}, {"resize": "letterbox"}, {"resize": "stretch"}):
         np.testing.assert_array_equal(
             label(plain_bundle, frame, **settings).labels, label(plain_bundle, frame).labels
@@ -95,16 +95,16 @@ def test_one_window_of_the_frames_shape_is_the_stretched_frame(plain_bundle):
 
 def test_a_letterbox_labels_the_frame_alone(plain_bundle):
     """Its shape is kept: a picture's labels are those of a square that it is the upper part of."""
-    frame = picture(48, 96)
+    frame = image(48, 96)
     square = np.concatenate([frame, frame[-1:].repeat(48, 0)])
-    found = label(plain_bundle, frame, resize="letterbox").labels
+    labels = label(plain_bundle, frame, resize="letterbox").labels
     expected = label(plain_bundle, square).labels[:48]
-    assert found.shape == (48, 96)
-    assert np.mean(found[:40] == expected[:40]) > 0.999
+    assert labels.shape == (48, 96)
+    assert np.mean(labels[:40] == expected[:40]) > 0.999
 
 
 def test_steady_labels_scores_and_maps_as_without(plain_bundle):
-    frame = picture(48, 85)
+    frame = image(48, 85)
     config = EngineConfig(device="cpu", with_class_scores="low", windows="auto", with_scores=True)
     with Engine(plain_bundle, config) as engine:
         engine.set_classes(NAMES)
@@ -132,15 +132,15 @@ def test_frames_that_do_not_suit_are_refused(plain_bundle):
         for frame_hw in ((23, 60), (60, 23)):
             with refused(FrameError, "frame"):
                 engine.segment(np.zeros((*frame_hw, 3), np.uint8))
-        assert engine.segment(picture(24, 30)).labels.shape == (24, 30)
+        assert engine.segment(image(24, 30)).labels.shape == (24, 30)
 
 
 def test_a_bundle_may_ask_for_windows(plain_bundle, tmp_path):
-    asking, frame = shutil.copytree(plain_bundle, tmp_path / "asking.zsseg"), picture(48, 85)
+    asking, frame = shutil.copytree(plain_bundle, tmp_path / "asking.zsseg"), image(48, 85)
     edit_manifest(asking, ("preprocess", "resize"), "windows")
     for settings, usual in (({}, {"windows": "auto"}), ({"resize": "stretch"}, {})):
-        found, expected = label(asking, frame, **settings), label(plain_bundle, frame, **usual)
-        np.testing.assert_array_equal(found.labels, expected.labels)
+        seg, expected = label(asking, frame, **settings), label(plain_bundle, frame, **usual)
+        np.testing.assert_array_equal(seg.labels, expected.labels)
     edit_manifest(asking, ("preprocess", "resize"), "crop")
     with refused(BundleError, None, "preprocess", "resize"):
         label(asking, frame)
@@ -161,10 +161,10 @@ def test_cells_between_pixels_are_refused():
 @pytest.mark.parametrize("frame_hw", [(5, 999), (999, 5), (24, 400), (1, 32767), (32767, 1)])
 def test_a_frame_of_too_many_windows_keeps_its_shape_in_one(plain_bundle, caplog, frame_hw):
     window_plan._remark_on_letterboxes.cache_clear()
-    frame = picture(*frame_hw)
-    found = [label(plain_bundle, frame, windows="auto", max_windows=16).labels for _ in range(2)]
-    np.testing.assert_array_equal(found[0], label(plain_bundle, frame, resize="letterbox").labels)
-    assert found[1].shape == frame_hw
+    frame = image(*frame_hw)
+    maps = [label(plain_bundle, frame, windows="auto", max_windows=16).labels for _ in range(2)]
+    np.testing.assert_array_equal(maps[0], label(plain_bundle, frame, resize="letterbox").labels)
+    assert maps[1].shape == frame_hw
     assert len([text for text in caplog.messages if "more than 16 windows" in text]) == 1
 
 
@@ -174,7 +174,7 @@ def test_a_source_whose_frames_do_not_fit_is_lost_alone(plain_bundle, tmp_path, 
     for number, frame_hw in enumerate([(20, 4000), (48, 48), (4000, 20), (1, 1), (30, 23)]):
         (tmp_path / str(number)).mkdir()
         for index in range(2):
-            cv2.imwrite(str(tmp_path / str(number) / f"{index}.png"), picture(*frame_hw))
+            cv2.imwrite(str(tmp_path / str(number) / f"{index}.png"), image(*frame_hw))
     folders = [str(tmp_path / str(number)) for number in range(5)]
     with Engine(plain_bundle, EngineConfig(device="cpu", **settings)) as engine:
         engine.set_classes(NAMES)
