@@ -59,15 +59,22 @@ class Flow:
         # the graph checks these integers first
         self.token_rows: dict[str, int] = {}
         self.values: dict[str, Value] = {}
+        self._alike: dict[Any, Value] = {}  # of which nothing but type and shape matters
         for spec in network.inputs:
             self.add("graph inputs", spec.name, Value(spec.dtype, spec.shape, source=spec.name))
         for name, weight in network.weights.items():
-            self.add("weights", name, constant(weight.dtype, weight.array))
+            self.add("weights", name, self._shared(constant(weight.dtype, weight.array)))
 
     def run(self) -> Flow:
-        """Follow all nodes."""
+        """Follow all nodes; equal layers are judged once."""
+        judged: dict[Any, list[Value]] = {}
         for node in self.network.nodes:
-            self.follow(node)
+            inputs = self._inputs(node)
+            key = (node.kind, id(node.attributes), node.outputs.count(""), len(node.outputs))
+            key = (*key, *map(id, inputs))
+            if key not in judged:
+                judged[key] = [self._shared(value) for value in self._judge(node, inputs)]
+            self._add_results(node, judged[key])
         for spec in self.network.outputs:
             value = self.values.get(spec.name)
             if value is None:
@@ -83,18 +90,25 @@ class Flow:
 
     def follow(self, node: Node) -> list[Value]:
         """Judge a node by what is known of its inputs, and add its outputs."""
-        where = f"node {node.name or ', '.join(node.outputs)!r} ({node.kind})"
+        results = self._judge(node, self._inputs(node))
+        self._add_results(node, results)
+        return results
+
+    def _inputs(self, node: Node) -> list[Value | None]:
+        values = self.values
         try:
-            inputs = [self.values[name] if name else None for name in node.inputs]
+            return [values[name] if name else None for name in node.inputs]
         except KeyError as exc:
             raise ValueError(
-                f"{where}: expected inputs that earlier nodes make, got {exc}"
+                f"{_where(node)}: expected inputs that earlier nodes make, got {exc}"
             ) from None
-        results = self._judge(where, node, inputs)
+
+    def _add_results(self, node: Node, results: Sequence[Value]) -> None:
         for name, value in zip(node.outputs, results, strict=True):
+            if name in self.values:
+                self.add(_where(node), name, value)
             if name:
-                self.add(where, name, value)
-        return results
+                self.values[name] = value
 
     def add(self, where: str, name: str, value: Value) -> None:
         """Add a value; a second one of its name is refused."""
@@ -102,7 +116,15 @@ class Flow:
             raise ValueError(f"{where}: expected a new name for each value, got {name!r}")
         self.values[name] = value
 
-    def _judge(self, where: str, node: Node, inputs: Sequence[Value | None]) -> list[Value]:
+    def _shared(self, value: Value) -> Value:
+        """One value for all of which nothing but type and shape matters."""
+        is_small = value.array is not None and value.array.size <= _FEW
+        if is_small or value.between or value.source or value.known is not None:
+            return value
+        return self._alike.setdefault((value.dtype, value.shape, value.array is None), value)
+
+    def _judge(self, node: Node, inputs: Sequence[Value | None]) -> list[Value]:
+        where = _where(node)
         opset = self.network.opset
         check_node(where, node, opset)
         if any(value is not None and 0 in value.shape and _is_empty(value) for value in inputs):
@@ -149,6 +171,10 @@ def in_opset(flow: Flow, opset: int) -> Network:
                 inputs = (*inputs, weight)
         nodes.append(node._replace(inputs=inputs, attributes=attributes))
     return replace(network, nodes=tuple(nodes), weights=weights, opset=opset)
+
+
+def _where(node: Node) -> str:
+    return f"node {node.name or ', '.join(node.outputs)!r} ({node.kind})"
 
 
 def _described(inputs: Sequence[Value | None], attributes: Mapping[str, Any]) -> str:

@@ -38,7 +38,7 @@ _Schema = dict[int, tuple[str, bool, Any]]
 def _schema(ints: str = "", texts: str = "", messages: str = "", floats: str = "") -> _Schema:
     """Fields by key, from ``"NUMBER NAME"`` pairs; a name that ends in ``*`` is repeated."""
     schema: _Schema = {}
-    groups = ((ints, _VARINT, None), (texts, _SIZED, _text), (messages, _SIZED, None))
+    groups = ((ints, _VARINT, None), (texts, _SIZED, str), (messages, _SIZED, None))
     for names, wire, read in (*groups, (floats, _FLOAT, _float)):
         words = names.split()
         for number, name in zip(words[::2], words[1::2], strict=True):
@@ -48,13 +48,6 @@ def _schema(ints: str = "", texts: str = "", messages: str = "", floats: str = "
                 packed = packed_ints if wire == _VARINT else _packed_floats
                 schema[int(number) << 3 | _SIZED] = (name.rstrip("*"), many, packed)
     return schema
-
-
-def _text(content: Any) -> str:
-    try:
-        return str(content, "utf-8")
-    except UnicodeDecodeError as exc:
-        raise DamagedError(str(exc)) from exc
 
 
 def _float(content: Any) -> float:
@@ -143,7 +136,8 @@ def read_network(content: memoryview | bytes, *, beside: Path | None = None) -> 
     if "graph" not in model:
         raise DamagedError("a file without a graph")
     graph = decode(model["graph"], _GRAPH)
-    nodes = tuple(map(_node, graph.get("node", ())))
+    attributes: dict[Any, Mapping[str, Any]] = {}
+    nodes = tuple(_node(message, attributes) for message in graph.get("node", ()))
     inputs, outputs = _interface(graph)
     opset = _check_model(model, graph, (inputs, outputs))
     weights: dict[str, Weight] = {}
@@ -216,15 +210,21 @@ def _small(message: memoryview | bytes) -> memoryview | bytes:
     return bytes(message) if len(message) < _SMALL else message
 
 
-def _node(message: memoryview) -> Node:
+def _node(message: memoryview, decoded: dict[Any, Mapping[str, Any]]) -> Node:
     fields = decode(_small(message), _NODE)
     kind, name = fields.get("op_type", ""), fields.get("name", "")
     domain = fields.get("domain", "")
     if domain not in STANDARD or "overload" in fields:
         kind = f"{kind!r} of domain {domain!r}"  # no operator is called so
-    attributes = _attributes(f"node {name!r} ({kind})", fields.get("attribute", ()))
-    inputs, outputs = tuple(fields.get("input", ())), tuple(fields.get("output", ()))
-    return Node(name, kind, inputs, outputs, attributes)
+    messages = fields.get("attribute", ())
+    key = tuple(messages) if all(type(each) is bytes for each in messages) else None
+    attributes = decoded.get(key)
+    if attributes is None or key is None:
+        attributes = _attributes(f"node {name!r} ({kind})", messages)
+        if key is not None:  # most nodes have the attributes of another one
+            decoded[key] = attributes
+    outputs = tuple(fields.get("output", ()))
+    return Node(name, kind, tuple(fields.get("input", ())), outputs, attributes)
 
 
 def _attributes(where: str, messages: Sequence[Any]) -> Mapping[str, Any]:
@@ -352,32 +352,54 @@ def _dim(message: bytes) -> int | str:
 
 def decode(message: Any, schema: _Schema) -> dict[str, Any]:
     """Decode one message; nested messages are left as bytes."""
+    try:
+        return _decode(message, schema)
+    except IndexError:
+        raise DamagedError(f"a damaged integer at byte {len(message)}") from None
+    except UnicodeDecodeError as exc:
+        raise DamagedError(str(exc)) from exc
+
+
+def _decode(message: Any, schema: _Schema) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     position, end = 0, len(message)
     while position < end:
-        key, position = _varint(message, position)
-        if key not in schema:
+        key = message[position]
+        position += 1
+        if key >= 0x80:
+            key, position = _varint(message, position - 1)
+        field = schema.get(key)
+        if field is None:
             raise DamagedError(
                 f"field {key >> 3} of wire type {key & 7}, which is not expected here"
             )
-        name, many, read = schema[key]
+        name, many, read = field
         wire, size = key & 7, 4
         if wire != _FLOAT:
-            size, position = _varint(message, position)
+            size = message[position]
+            position += 1
+            if size >= 0x80:  # few are of more than one byte
+                size, position = _varint(message, position - 1)
         value: Any = size
         if wire != _VARINT:
             stop = position + size
             if not position <= stop <= end:
                 raise DamagedError("a truncated file")
             value, position = message[position:stop], stop
-            if read is not None:
+            if read is str:
+                value = str(value, "utf-8")
+            elif read is not None:
                 value = read(value)
         if not many:
             if name in fields:
                 raise DamagedError(f"{name} given twice")
             fields[name] = value
+        elif name not in fields:
+            fields[name] = value if read in _PACKED else [value]
+        elif read in _PACKED:
+            fields[name] += value
         else:
-            fields.setdefault(name, []).extend(value if read in _PACKED else [value])
+            fields[name].append(value)
     return fields
 
 
