@@ -70,8 +70,8 @@ class Flow:
         judged: dict[Any, list[Value]] = {}
         for node in self.network.nodes:
             inputs = self._inputs(node)
-            key = (node.kind, id(node.attributes), node.outputs.count(""), len(node.outputs))
-            key = (*key, *map(id, inputs))
+            outputs = len(node.outputs), node.outputs.count("")
+            key = (node.kind, id(node.attributes), outputs, *map(id, inputs))
             if key not in judged:
                 judged[key] = [self._shared(value) for value in self._judge(node, inputs)]
             self._add_results(node, judged[key])
