@@ -31,17 +31,9 @@ def load(path, *, precision="float32", cache_dir=None, num_threads=1):
     return BACKEND.load(path, device="cpu", precision=precision, options=options).session()
 
 
-def choose(asked, variants=("float32",)):
-    return BACKEND.choose(variants, asked, device="cpu", allowed=("float16", "bfloat16", "float32"))
-
-
 def check(session, factor=3.0):
     x = np.arange(64, dtype=np.float32)[None]
     np.testing.assert_allclose(session.run({"x": x})["y"], factor * x, rtol=1e-2)
-
-
-def capabilities():
-    return process_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def cache_files(cache_dir, pattern="*.blob"):
@@ -133,7 +125,7 @@ def test_threads_are_what_was_asked(graph):
 
 @pytest.mark.parametrize(("precision", "flag"), [("bfloat16", "BF16"), ("float16", "FP16")])
 def test_low_precision_or_an_error(graph, precision, flag):
-    if flag in capabilities():
+    if flag in process_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         session = load(graph, precision=precision)
         assert session.precision == precision
         check(session)
@@ -142,20 +134,16 @@ def test_low_precision_or_an_error(graph, precision, flag):
             load(graph, precision=precision)
 
 
-def test_a_cpu_without_bfloat16_computes_in_float32(graph, monkeypatch):
-    stand_in(monkeypatch, "avx2", computes=True)
-    assert load(graph, precision="auto").precision == "float32"
-    assert "CPU supports: FP32, INT8; precision auto is float32" in doctor_line()
-
-
-def doctor_line():
-    return next(finding.detail for finding in examine() if finding.topic == "OpenVINO")
-
-
-def test_auto_is_what_doctor_says(graph):
-    session = load(graph, precision="auto")
-    assert choose("auto").precision == session.precision
-    assert doctor_line().endswith(f"precision auto is {session.precision}")
+def test_auto_is_what_doctor_says(graph, monkeypatch):
+    for _ in range(2):
+        session = load(graph, precision="auto")
+        allowed = ("float16", "bfloat16", "float32")
+        chosen = BACKEND.choose(("float32",), "auto", device="cpu", allowed=allowed)
+        assert chosen.precision == session.precision
+        line = next(finding.detail for finding in examine() if finding.topic == "OpenVINO")
+        assert line.endswith(f"precision auto is {session.precision}")
+        stand_in(monkeypatch, "avx2", computes=True)
+    assert "CPU supports: FP32, INT8; precision auto is float32" in line
 
 
 def test_precision_is_read_back(graph, monkeypatch):
@@ -165,40 +153,23 @@ def test_precision_is_read_back(graph, monkeypatch):
         load(graph, precision="float32")
 
 
-def test_cache_is_used(graph, tmp_path):
+def test_cache_is_used_and_built_again_where_it_does_not_fit(graph, tmp_path):
     cache_dir = tmp_path / "cache"
-    session = load(graph, cache_dir=cache_dir)
-    check(session)
-    assert session._graph._compiled.get_property("LOADED_FROM_CACHE"), (
-        "the first one too, see page_out"
-    )
-    (blob,) = cache_files(cache_dir)
-    written = blob.stat().st_mtime_ns
-    session = load(graph, cache_dir=cache_dir)
-    check(session)
-    assert session._graph._compiled.get_property("LOADED_FROM_CACHE")
-    assert cache_files(cache_dir)[0].stat().st_mtime_ns == written
-
-
-def test_no_cache_folder_without_cache_dir(graph, tmp_path):
     load(graph)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["scale.onnx"]
-
-
-def test_lost_checksums_rebuild(graph, tmp_path):
-    cache_dir = tmp_path / "cache"
+    for _ in range(2):
+        session = load(graph, cache_dir=cache_dir)
+        check(session)
+        assert session._graph._compiled.get_property("LOADED_FROM_CACHE"), "see page_out"
+        (blob,) = cache_files(cache_dir)
+        written = blob.stat().st_mtime_ns
     load(graph, cache_dir=cache_dir)
+    assert blob.stat().st_mtime_ns == written
     (checksums,) = cache_files(cache_dir, "checksums.json")
     checksums.unlink()
     check(load(graph, cache_dir=cache_dir))
-    (checksums,) = cache_files(cache_dir, "checksums.json")
     assert list(json.loads(checksums.read_text())["key"]) == [cache_files(cache_dir)[0].name]
-
-
-def test_edited_graph_is_compiled_again(tmp_path):
-    cache_dir, path = tmp_path / "cache", tmp_path / "scale.onnx"
-    check(load(write_scale(path, 3.0), cache_dir=cache_dir), 3.0)
-    check(load(write_scale(path, 5.0), cache_dir=cache_dir), 5.0)
+    check(load(write_scale(graph, 5.0), cache_dir=cache_dir), 5.0)
 
 
 def test_full_disk_is_not_filled_further(graph, tmp_path, caplog, monkeypatch):

@@ -246,28 +246,19 @@ def test_bytes_that_readers_take_differently_are_refused(model, name):
         check_graph(memoryview(content), "g.onnx")
 
 
-def refusal(content):
-    try:
-        check_graph(memoryview(content), "g.onnx")
-    except BackendError as error:
-        return str(error)
-    return None
-
-
-def damaged_copies(content, count):
-    rng = np.random.default_rng(0)
-    for _ in range(count):
+def test_damaged_bytes_pass_or_give_a_backend_error(model):
+    content, rng, passed = model.SerializeToString(), np.random.default_rng(0), 0
+    for _ in range(600):
         cut = rng.integers(1, len(content)) if rng.random() < 0.2 else len(content)
         damaged = bytearray(content[:cut])
         for index in rng.integers(0, cut, rng.integers(1, 4)):
             damaged[index] ^= 1 << rng.integers(0, 8)
-        yield bytes(damaged)
-
-
-def test_damaged_bytes_pass_or_give_a_backend_error(model):
-    messages = [refusal(content) for content in damaged_copies(model.SerializeToString(), 600)]
-    assert None in messages
-    assert all(message.startswith("g.onnx: ") for message in messages if message)
+        try:
+            check_graph(memoryview(bytes(damaged)), "g.onnx")
+            passed += 1
+        except BackendError as error:
+            assert str(error).startswith("g.onnx: ")  # noqa: PT017
+    assert passed
 
 
 def test_a_folder_is_no_graph(tmp_path):

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import sys
 import threading
 import time
 from dataclasses import replace
@@ -31,12 +30,8 @@ def rtx(monkeypatch):
     monkeypatch.setenv("ZSSEG_TENSORRT", "tensorrt_rtx")
 
 
-@pytest.fixture
-def bundle():
-    return Bundle.load(STORED / "descriptor.zsseg")
-
-
-def test_an_engine_of_that_gpu_finds_the_plans(bundle, tmp_path):
+def test_an_engine_of_that_gpu_finds_the_plans(tmp_path):
+    bundle = Bundle.load(STORED / "descriptor.zsseg")
     steps = []
     settings = BuildSettings(compute_capability="8.9", precision="float16", cache_dir=tmp_path)
     plans = list(build_plans(bundle, settings, lambda *step: steps.append(step)))
@@ -73,16 +68,13 @@ def test_the_command_says_what_it_needs_and_made(tmp_path, monkeypatch, capsys):
     assert "was there" in capsys.readouterr().out
 
 
-def test_a_killed_build_is_reported_and_nothing_is_kept(bundle, tmp_path, monkeypatch):
-    monkeypatch.setattr(plan_builds, "COMMAND", ("sh", "-c", "read line; kill -9 $$"))
+def test_a_killed_build_is_reported_and_nothing_is_kept(tmp_path, monkeypatch):
+    bundle = Bundle.load(STORED / "descriptor.zsseg")
     settings = BuildSettings(compute_capability="8.9", cache_dir=tmp_path)
-    with refused(BackendError, "image_encoder", "MB"):
-        list(build_plans(bundle, settings))
-    monkeypatch.setattr(
-        plan_builds, "COMMAND", (sys.executable, "-c", "import sys; sys.exit('lost')")
-    )
-    with refused(BackendError, "image_encoder", "lost"):
-        list(build_plans(bundle, settings))
+    for script, said in (("read line; kill -9 $$", "MB"), ("echo lost >&2; exit 1", "lost")):
+        monkeypatch.setattr(plan_builds, "COMMAND", ("sh", "-c", script))
+        with refused(BackendError, "image_encoder", said):
+            list(build_plans(bundle, settings))
     assert list(tmp_path.glob("engines/*")) == []
 
 
@@ -104,7 +96,8 @@ def test_an_interrupted_build_ends_its_process(tmp_path, monkeypatch, capsys):
         os.kill(int(child.read_text()), 0)
 
 
-def test_what_cannot_be_built_is_refused(bundle, tmp_path, monkeypatch):
+def test_what_cannot_be_built_is_refused(tmp_path):
+    bundle = Bundle.load(STORED / "descriptor.zsseg")
     settings = BuildSettings(compute_capability="8.9", cache_dir=tmp_path)
     with refused(BackendError, "compute_capability", "8.7"):
         list(build_plans(bundle, replace(settings, compute_capability="8.7")))

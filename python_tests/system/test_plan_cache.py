@@ -24,10 +24,6 @@ class Builder:
         return Plan(data=b"plan bytes", report={"precision": "float16", "layers": []})
 
 
-def files(folder):
-    return sorted(p.name for p in (folder / "engines").glob("*") if not p.name.endswith(".lock"))
-
-
 def test_a_cache_folder_that_is_a_file_is_a_warning(tmp_path, caplog):
     (tmp_path / "engines").write_text("in the way")
     plan = PlanCache(tmp_path, PLAN_KEY).get_or_build(Builder())
@@ -43,7 +39,7 @@ def test_a_failing_build_stores_nothing_and_frees_the_lock(tmp_path):
 
     with pytest.raises(RuntimeError, match="no"):
         PlanCache(tmp_path, PLAN_KEY).get_or_build(fail)
-    assert files(tmp_path) == []
+    assert {path.suffix for path in (tmp_path / "engines").glob("*")} <= {".lock"}
     assert PlanCache(tmp_path, PLAN_KEY).get_or_build(Builder()).path is not None
 
 
@@ -135,14 +131,10 @@ def test_where_no_graph_is_to_blame_all_new_ones_are_named(graphs):
     assert "decoder.plan" not in str(caught.value)
 
 
-def test_without_a_sample_a_warning_says_so(graphs, caplog):
-    engine = Checked("image", golden=None)
-    engine.prove(graphs)
-    assert engine.runs == 0
+def test_what_the_sample_cannot_judge_is_not_refused(graphs, caplog):
+    """Without a sample, or as regions are left out on purpose."""
+    Checked("image", golden=None).prove(graphs)
     assert "street.zsseg" in caplog.text
-
-
-def test_regions_that_are_left_out_on_purpose_do_not_count(graphs):
     graphs["region_encoder"] = Built("region_encoder", "region_embeds")
     Checked("mask_logits", min_region_score=0.1).prove(graphs)
     assert [not graph.verdict for graph in graphs.values()] == [False, False, True]

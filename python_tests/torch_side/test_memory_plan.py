@@ -21,7 +21,7 @@ from zsseg_rt.evaluation.provenance import describe_machine
 from zsseg_rt.integrations.batch import lanes_for
 from zsseg_rt.onnx.check import graph_memory
 from zsseg_rt.runtime.families.registry import create_family
-from zsseg_rt.runtime.memory_plan import MemoryPlan, plan_memory
+from zsseg_rt.runtime.memory_plan import plan_memory
 
 CPU = Placement(backend="openvino", device="cpu")
 
@@ -46,12 +46,7 @@ def test_the_most_that_is_alive_at_one_time_is_counted(tmp_path):
         graph_memory(path, float_bytes=4, axes={})
 
 
-@pytest.fixture(scope="module")
-def bundle():
-    return Bundle.demo("scenes")
-
-
-def plan(bundle, **settings) -> MemoryPlan:
+def plan(bundle, **settings):
     config = EngineConfig(device="cpu", **settings)
     return plan_memory(bundle, create_family(bundle, config), CPU, config)
 
@@ -63,7 +58,8 @@ def test_every_family_has_a_plan():
         assert min(one.weights, one.activations) > 0
 
 
-def test_an_engine_that_does_not_fit_is_refused_with_what_would(bundle):
+def test_an_engine_that_does_not_fit_is_refused_with_what_would():
+    bundle = Bundle.demo("scenes")
     three = plan(bundle, precision="float32", num_lanes=3)
     needed = -(-three.total // 1_000_000)
     config = {"device": "cpu", "precision": "float32", "use_cache": False}
@@ -78,12 +74,9 @@ def test_an_engine_that_does_not_fit_is_refused_with_what_would(bundle):
     with refused(ConfigError, "max_memory", "1") as caught:
         Engine(bundle, EngineConfig(max_memory=1, **config))
     assert "num_lanes=" not in str(caught.value)
-
-
-@pytest.mark.parametrize("value", [0, -1, 1.5, "many", 10**9])
-def test_an_unfit_limit_is_refused(value):
-    with refused(ConfigError, "max_memory"):
-        EngineConfig(max_memory=value)
+    for value in (0, -1, 1.5, "many", 10**9):
+        with refused(ConfigError, "max_memory"):
+            EngineConfig(max_memory=value)
 
 
 # --- CPUs by default: the process's affinity, and the quota of its control groups ---
@@ -124,42 +117,25 @@ def test_the_quota_is_read_from_control_groups(tmp_path, groups, files, quota):
     assert cpu_quota(tmp_path) == quota
 
 
-@pytest.mark.parametrize(
-    ("cpus_run_on", "quota", "used", "limit"),
-    [
-        (8, math.inf, 8, 0),
-        (8, 8.0, 8, 0),
-        (8, 20.0, 8, 0),
-        (8, 7.5, 8, 0),
-        (8, 2.0, 2, 2),
-        (8, 1.2, 2, 2),
-        (8, 0.1, 1, 1),
+def test_a_quota_is_rounded_up(monkeypatch):
+    """Of CPUs to run on and a quota: what is used, and the limit that a pool is given."""
+    for cpus, quota, used, limit in (
+        (8, math.inf, 8, 0), (8, 8.0, 8, 0), (8, 7.5, 8, 0), (8, 1.2, 2, 2), (8, 0.1, 1, 1),
         (1, 0.5, 1, 0),
-    ],
-)
-def test_a_quota_is_rounded_up(monkeypatch, cpus_run_on, quota, used, limit):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cpus_run_on)))
-    monkeypatch.setattr(process, "cpu_quota", lambda: quota)
-    assert (usable_cpus(), threads_in_quota()) == (used, limit)
+    ):  # fmt: skip
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, n=cpus: set(range(n)))
+        monkeypatch.setattr(process, "cpu_quota", lambda quota=quota: quota)
+        assert (usable_cpus(), threads_in_quota()) == (used, limit)
 
 
-@pytest.fixture
-def quota_of_three(monkeypatch):
+def test_an_engine_and_reports_keep_to_the_quota(colour_bundle, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
     monkeypatch.setattr(process, "cpu_quota", lambda: 2.5)
-
-
-@pytest.mark.usefixtures("quota_of_three")
-def test_an_engine_keeps_to_the_quota(colour_bundle):
     config = EngineConfig(device="cpu", use_cache=False)
     assert lanes_for(100, config) == 3
     with Engine(colour_bundle, config) as engine:
         engine.set_classes(["red", "blue"])
         assert engine.segment(np.zeros((8, 8, 3), np.uint8)).labels.shape == (8, 8)
         assert engine.config == config
-
-
-@pytest.mark.usefixtures("quota_of_three")
-def test_reports_name_the_quota():
     assert examine()[0].detail.partition(", ")[2].startswith("3 usable CPU(s)")
     assert describe_machine()["usable_cpus"] == "3"
