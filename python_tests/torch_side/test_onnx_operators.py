@@ -338,12 +338,11 @@ def test_older_softmax_takes_all_axes_behind(name):
     assert_computes(model, feeds, [expected[0].reshape(2, 3, 4)])
 
 
-@pytest.mark.parametrize("library", LIBRARIES)
-def test_an_index_of_the_host_outside_its_axis_is_refused(library):
+def test_an_index_of_the_host_outside_its_axis_is_refused():
     x = np.zeros((2, 3), np.float32)
-    x = torch.from_numpy(x) if library == "torch" else x
-    with pytest.raises(IndexError, match="expected indices from -2 to 1"):
-        compute("Gather", (x, ints(2)), {}, LIBRARIES[library])
+    for library, array in (("numpy", x), ("torch", torch.from_numpy(x))):
+        with pytest.raises(IndexError, match="expected indices from -2 to 1"):
+            compute("Gather", (array, ints(2)), {}, LIBRARIES[library])
 
 
 # --- what is refused ------------------------------------------------------------------------------
@@ -505,9 +504,6 @@ UNBOUNDED = {
     "constants beyond": [node("Concat", "pair seven", "i", axis=1)],
     "overflowing": [LARGEST, node("Mul", "a huge", "b"), node("Sub", "b b", "i")],
     "clipped": [CAST, node("Clip", "c zero five", "i")],
-    "clipped to between nothing": [CAST, node("Clip", "c five zero", "i")],
-    "clipped from below alone": [LARGEST, node("Clip", "a huge", "i")],
-    "clipped constants": [node("Clip", "pair huge", "i")],
     "modulo": [LARGEST, node("Mod", "a six", "i")],
     "the lower of two": [LARGEST, node("Min", "a five", "i")],
     "chosen": [node("Equal", "x x", "e"), node("Where", "e zero five", "i")],
