@@ -11,7 +11,7 @@ import pytest
 import zsseg_rt
 
 PACKAGE = Path(zsseg_rt.__file__).parent
-MOST = 49_800  # the whole package; below the rooms' sum, so that not all of them may be full
+MOST = 49_810  # the whole package; below the rooms' sum, so that not all of them may be full
 ROOMS = {
     "root": 1_185,
     "common": 1_550,
@@ -31,7 +31,7 @@ ROOMS = {
     "models": 4_805,
     "export": 3_420,
     "networks": 2_355,
-    "onnx": 3_220,
+    "onnx": 3_230,
     "training": 4_110,
     "torch_files": 2_065,
 }
