@@ -15,11 +15,9 @@ from onnx import TensorProto, helper  # noqa: E402
 from onnx.reference import ReferenceEvaluator  # noqa: E402
 from torch.backends import cuda, cudnn  # noqa: E402
 
-from conftest import require_cuda  # noqa: E402
 from support.errors import refused  # noqa: E402
 from support.fake_gpu import FakeRun  # noqa: E402
 from support.graphs import write_graph  # noqa: E402
-from zsseg_rt import ops  # noqa: E402
 from zsseg_rt.backends import _torch  # noqa: E402
 from zsseg_rt.backends._torch import BACKEND, TorchRecorder  # noqa: E402
 from zsseg_rt.backends._torch_program import (  # noqa: E402
@@ -220,18 +218,6 @@ def test_norms_of_half_precision_are_one_kernel(tmp_path, op_type):
     np.testing.assert_allclose(computed(path, x), expected, atol=2e-3)  # float16 rounds the result
 
 
-class Lent:
-    """As much of a tensor as a result needs, in this package's memory on the device."""
-
-    dtype = "torch.float32"
-
-    def __init__(self, array):
-        self.array, self.shape = array, array.shape
-
-    def data_ptr(self):
-        return self.array.__cuda_array_interface__["data"][0]
-
-
 def test_results_name_the_stream_that_wrote_them():
     tensor = torch.arange(6, dtype=torch.float32).reshape(2, 3)
     result = _torch.DeviceResult(tensor, 77)
@@ -241,17 +227,6 @@ def test_results_name_the_stream_that_wrote_them():
     assert view.shape == view.__cuda_array_interface__["shape"] == (1, 4)
     assert view.__cuda_array_interface__["data"] == result.__cuda_array_interface__["data"]
     assert not hasattr(result, "__dlpack__")
-
-
-@pytest.mark.needs_cuda
-def test_results_are_used_on_their_own_stream_at_once():
-    require_cuda()
-    stream = ops.Stream(0)
-    values = np.ones((1, 3, 4), np.float32)
-    array = ops.DeviceArray.from_numpy(values, 0, stream.handle)
-    result = _torch.DeviceResult(Lent(array), stream.handle)
-    flag = ops.all_finite(result, stream=stream.handle)
-    assert flag.numpy(stream.handle)[0] == 1
 
 
 # --- settings of the process while a graph runs on a GPU ---
