@@ -610,7 +610,7 @@ def test_an_interrupted_command_leaves_nothing(kind, tmp_path):
     photos, scratch, place = (tmp_path / name for name in ("photos", "scratch", "out"))
     for folder in (photos, scratch, place):
         folder.mkdir()
-    write_photos(photos, 48)  # so many that a signal comes before the last was measured
+    write_photos(photos, 128)  # so many that a signal comes before the last was measured
     command = ["quantize", "demo-scenes", "--photos", photos, "--out", place / "x.zsseg",
              "--precision", "fp8", "--json", place / "report.json"]  # fmt: skip
     child = subprocess.Popen(
