@@ -16,6 +16,7 @@ from zsseg_rt.models import create_model, from_official, load_clip
 from zsseg_rt.models.zegformer.decoder import BatchNorm, QueryDecoderConfig, ResNet, ResNetConfig
 from zsseg_rt.models.zegformer.model import FUSIONS, ZegFormer, load_torchvision_backbone
 from zsseg_rt.torch_files.clip_arrays import ClipTensors, Tower
+from zsseg_rt.torch_files.official import read_zegformer
 
 CLIP = tiny_zegformer.CLIP
 PREDICTOR = "sem_seg_head.predictor."
@@ -95,14 +96,16 @@ def test_frozen_parts_stay_frozen_in_training():
     assert all(torch.equal(a, b.running_mean) for a, b in zip(before, norms, strict=True))
 
 
-def test_keys_without_use_are_ignored():
+def test_keys_without_use_are_ignored(tmp_path):
     extra = {
         "pixel_mean": torch.zeros(3, 1, 1),
         "clip_pixel_std": torch.zeros(3, 1, 1),
-        "backbone.stem.conv1.norm.num_batches_tracked": torch.zeros(()),
+        "backbone.stem.conv1.norm.num_batches_tracked": torch.zeros((), dtype=torch.int64),
     }
     state_dict = tiny_zegformer.state_dict()
     assert tiny.same(build(state_dict | extra).state_dict(), build(state_dict).state_dict())
+    torch.save({"model": state_dict | extra}, tmp_path / "whole.pth")
+    assert not read_zegformer(tmp_path / "whole.pth").keys() & extra.keys()
 
 
 def test_checkpoints_of_training_take_their_clip_from_elsewhere():

@@ -90,6 +90,7 @@ BANK = {"file": "weights.bin", "sha256": "", "bytes": 0, "names": ["road", "\x1b
 FILE = (*GRAPH, "file")
 EDITED = [
     (("colour",), 1, "unknown key 'colour'"),
+    (("path",), "/elsewhere", "unknown key 'path'"),
     (("head", "logit_skale"), 1.0, "head: unknown key 'logit_skale'"),
     (("head", "logit_scale"), ..., "head: missing key 'logit_scale'"),
     (("head", "logit_scale"), "big", r"head\.logit_scale: expected a number, got 'big'"),
@@ -234,6 +235,7 @@ def test_what_is_retired_is_refused_and_nothing_of_it_is_read(tmp_path):
         Bundle.load(stored_as(tmp_path / "blended", kind, kind, cosine=rule))
     with pytest.raises(BundleError, match=r"head: window_batch: .* Export the bundle again"):
         Bundle.load(stored_as(tmp_path / "batches", kind, kind, window_batch=4))
+    Bundle.load(stored_as(tmp_path / "one", kind, kind, window_batch=1))
     plain = Bundle.load(stored_as(tmp_path / "plain", kind, kind, cosine=None))
     assert plain.head == Bundle.load(FOLDER / "v1" / f"{kind}.zsseg").head
 

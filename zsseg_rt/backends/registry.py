@@ -17,7 +17,7 @@ from zsseg_rt.bundles.bundle import MANIFEST, Bundle
 from zsseg_rt.bundles.specs import NARROW, GraphEntry
 from zsseg_rt.common.checks import canonical_device, check_device_name
 from zsseg_rt.common.extras import install_command
-from zsseg_rt.common.files import why_unwritable
+from zsseg_rt.common.files import why_not_made
 from zsseg_rt.config import BACKENDS, EngineConfig
 from zsseg_rt.errors import BackendUnavailableError, BundleError, ConfigError, DeviceError
 from zsseg_rt.onnx.reader import map_file, read_interface
@@ -131,12 +131,7 @@ def usable_cache(folder: Path | None) -> Path | None:
     """Return the cache folder, made if absent; None, and one warning, if it cannot be written."""
     if folder is None:
         return None
-    problem = why_unwritable(folder)
-    try:
-        if not problem:
-            folder.mkdir(parents=True, exist_ok=True)
-    except OSError as exc:
-        problem = exc.strerror or str(exc)
+    problem = why_not_made(folder)
     if not problem:
         return folder
     _log.warning(

@@ -298,4 +298,6 @@ def _read_manifest(root: Path) -> Any:
             f"{where}: format_version: expected <= {FORMAT_VERSION}, got {version}. "
             "Update zsseg_rt."
         )
+    if "path" in raw:
+        raise BundleError(f"{where}: unknown key 'path'. Remove it: the folder says where it is.")
     return raw

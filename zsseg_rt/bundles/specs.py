@@ -172,6 +172,7 @@ class HeadSpec:
     def from_earlier(raw: Mapping[str, Any]) -> Mapping[str, Any]:
         """Refuse masks blended with cosines, and graphs that take several windows at once."""
         again = "Export the bundle again."
+        raw = {key: value for key, value in raw.items() if (key, value) != ("window_batch", 1)}
         return without_retired(raw, {"cosine": again, "window_batch": again})
 
     def __post_init__(self) -> None:

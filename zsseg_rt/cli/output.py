@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 
-from zsseg_rt.common.files import is_device, is_folder, why_unwritable
+from zsseg_rt.common.files import is_device, is_folder, why_not_made, why_unwritable
 from zsseg_rt.common.schema import encode, json_text, printable
 
 if TYPE_CHECKING:
@@ -129,13 +129,7 @@ def check_file_place(option: str, file: Path | None) -> None:
 
 def check_folder_place(option: str, folder: Path) -> None:
     """Make the folder for results, or refuse it before any work is done."""
-    problem = why_unwritable(folder)
-    try:
-        if not problem:
-            folder.mkdir(parents=True, exist_ok=True)
-    except OSError as exc:
-        problem = exc.strerror or str(exc)
-    _refuse_folder(option, folder, problem)
+    _refuse_folder(option, folder, why_not_made(folder))
 
 
 def _refuse_folder(option: str, folder: Path, problem: str) -> None:

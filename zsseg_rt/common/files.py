@@ -87,6 +87,17 @@ def why_unwritable(folder: Path) -> str:
     return "no folder above it exists"
 
 
+def why_not_made(folder: Path) -> str:
+    """Make a folder to write to, if it is absent; the reason why that fails, or ""."""
+    problem = why_unwritable(folder)
+    try:
+        if not problem:
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        problem = exc.strerror or str(exc)
+    return problem
+
+
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file, in hex."""
     digest = hashlib.sha256()

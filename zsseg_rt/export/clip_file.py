@@ -72,6 +72,7 @@ class DenseHead:
             if getattr(self, name) is not None:
                 check_choice(name, getattr(self, name), choices)
         check_range(self, "unknown_below", least=0, most=1)
+        check_range(self, "logit_scale", least=1e-9)
         self.aggregation({})
 
     def aggregation(self, layers: Mapping[str, int]) -> AggregationConfig:
@@ -176,7 +177,9 @@ def _gemma(options: ExportOptions, num_rows: int) -> tuple[str, bytes]:
         return GEMMA_FILE, gemma_json(model)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as exc:
         raise CheckpointError(
-            f"tokenizer: expected Gemma's tokenizer.json, got {str(exc)[:200]}. Put the model's "
+            f"tokenizer: expected Gemma's tokenizer.json, got {str(exc)[:200]}"
+            f"{'' if isinstance(options.tokenizer, bytes) else f' ({options.tokenizer})'}. Put the "
+            "model's "
             "own tokenizer.json beside the weights."
         ) from exc
 
@@ -191,9 +194,7 @@ def written_model(
     **rule: Any,
 ) -> ExportedModel:
     """A dense bundle's parts from ``encode(ops, image=)``; ``rule`` is the rest of its head."""
-    head = HeadSpec(
-        **{"normalize": True, "activation": "softmax", **rule},
-    )
+    head = HeadSpec(**{"normalize": True, "activation": "softmax", **rule})
 
     def golden(model: ExportedModel, names: list[str]) -> dict[str, npt.NDArray[Any]]:
         image = preprocess_frame(preprocess)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +48,14 @@ class TextSide:
         tower: Any = None,
     ) -> None:
         prompts = templates if options.templates is None else options.templates
+        names = {imagenet_templates(): "imagenet-80", TIPS_TEMPLATES: "tips-9"}
         is_own = options.text_encoder == "auto"
         encoder = written_text(tower if is_own else options.text_encoder)
         self.encoder = None if encoder is None else _with_tokenizer(encoder, is_own=is_own)
         self._spec = TextSpec(
             embed_dim=embed_dim,
             templates=check_templates(prompts),
-            template_set=options.template_set or _NAMES.get(tuple(prompts), "custom"),
+            template_set=options.template_set or names.get(tuple(prompts), "custom"),
             space=space if options.space is None else options.space,
         )
 
@@ -121,12 +123,10 @@ def _write_rows(table: Any, folder: Path) -> FileEntry:
     return FileEntry.describe(path, folder)
 
 
+@cache
 def imagenet_templates() -> tuple[str, ...]:
     """CLIP's 80 prompts for ImageNet, which ship."""
     return tuple(_TEMPLATES.read_text(encoding="utf-8").splitlines())
-
-
-_NAMES = {imagenet_templates(): "imagenet-80", TIPS_TEMPLATES: "tips-9"}
 
 
 def clip_text(tensors: Mapping[str, Any], activation: str = "quick_gelu") -> WrittenText | None:

@@ -65,6 +65,7 @@ class ImageTower:
 
     @property
     def class_token(self) -> Array:
+        """The class token with its position, float32 [W]."""
         token: Array = self.tensors["class_embedding"] + self.tensors["positional_embedding"][0]
         return token
 

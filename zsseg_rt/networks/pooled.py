@@ -150,6 +150,7 @@ class SiglipText:
 
     @property
     def context_length(self) -> int:
+        """Tokens per prompt; shorter ones are padded to exactly as many."""
         return len(self.tensors["positional_embedding"])
 
     @property

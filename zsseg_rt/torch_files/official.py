@@ -154,7 +154,8 @@ norm. N
 
 def read_zegformer(path: Path, clip: ClipTensors | None = None) -> dict[str, Array]:
     """Read an official checkpoint; ``clip`` replaces the checkpoint's own."""
-    return check_zegformer(with_clip(read_floats(path), clip), path.name)[0]
+    tensors = read_floats(path, lambda key: not _UNUSED_BY_ZEGFORMER.fullmatch(key))
+    return check_zegformer(with_clip(tensors, clip), path.name)[0]
 
 
 def with_clip(tensors: Mapping[str, Any], clip: ClipTensors | None) -> dict[str, Any]:
@@ -378,8 +379,8 @@ def official_arrays(clip: ClipTensors) -> dict[str, Array]:
 
 
 def equal_keys(tensors: Mapping[str, Array], clip: Mapping[str, Array]) -> list[str]:
-    """Keys of the float32 tensors that are CLIP's, bit for bit."""
-    equal = [key for key in clip if key in tensors and _bits(tensors[key]) == _bits(clip[key])]
+    """Keys of the tensors that are CLIP's, bit for bit."""
+    equal = [key for key in clip if key in tensors and _are_equal(tensors[key], clip[key])]
     if not equal:
         raise CheckpointError(
             "clip: expected the CLIP that the checkpoint was tuned from, with which it shares "
@@ -388,5 +389,6 @@ def equal_keys(tensors: Mapping[str, Array], clip: Mapping[str, Array]) -> list[
     return equal
 
 
-def _bits(array: Array) -> tuple[Any, ...]:
-    return array.dtype.name, array.shape, array.tobytes()
+def _are_equal(a: Array, b: Array) -> bool:
+    is_alike = a.dtype == b.dtype and a.shape == b.shape
+    return is_alike and np.array_equal(a.view(np.int32), b.view(np.int32))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -192,7 +193,9 @@ class _Job:
         """Write the bundle whole or not at all."""
         kind = self._kind.name
         with new_bundle_folder(out, overwrite=self._settings.overwrite, verify=True) as folder:
-            others = {other for held in self._bundle.graphs.values() for other in held} - {kind}
+            others = {other for variants in self._bundle.graphs.values() for other in variants} - {
+                kind
+            }
             new = _with_graphs(self._bundle, folder, others, self._graphs(layers), kind, kind)
             quantization = {**self._bundle.quantization, kind: spec}
             write_manifest(folder, replace(new, name=out.stem, quantization=quantization))
@@ -216,7 +219,8 @@ class _Job:
         computed = "int8" if kind == "int8" else "float32"  # which rounds as FP8 does
         graphs = self._graphs(layers, emulated=kind == "fp8")
         with tempfile.TemporaryDirectory(dir=self._folder) as folder:
-            new = _with_graphs(self._bundle, Path(folder), {"float32"}, graphs, kind, computed)
+            parts = self._bundle, Path(folder), {"float32"}, graphs, kind, computed
+            new = _with_graphs(*parts, take=_link)
             agreement = measure(replace(new, quantization={}), computed, reference)
         precisions: dict[str, dict[str, str]] = {name: {} for name in self._models}
         for layer in self._layers:
@@ -468,7 +472,7 @@ def _label(
     seen = vocabulary.seen(head.seen)
     bias: Any = 0.0
     if seen is not None:  # as labels are made
-        bias = vocabulary.best_of_synonyms(np.float32(head.seen_bias) * seen)[:, None, None]
+        bias = vocabulary.best_of_synonyms(np.float32(-head.seen_bias) * seen)[:, None, None]
     labels, clear = [], []
     for place, read in enumerate(images.measured):
         sample = read()
@@ -476,7 +480,7 @@ def _label(
         if masks is not None:
             masks.update(sample.labels, result.labels)
         assert result.class_scores is not None
-        scores = result.class_scores - bias
+        scores = result.class_scores + bias
         second, first = np.sort(scores, axis=0)[-2:]
         labels.append(scores.argmax(axis=0))
         clear.append(first - second > CLEAR * np.abs(first))
@@ -498,6 +502,14 @@ def _miou(masks: ConfusionMatrix, data: SegmentationDataset) -> Figures:
     }
 
 
+def _link(source: Path, target: Path) -> None:
+    """Give a file a second name for a while; copy it where the file system cannot."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def _with_graphs(
     bundle: Bundle,
     folder: Path,
@@ -505,16 +517,21 @@ def _with_graphs(
     graphs: Mapping[str, Network],
     precision: str,
     entered: str,
+    take: Callable[[Path, Path], Any] = shutil.copyfile,
 ) -> Bundle:
     """The bundle in an empty folder, with its graphs in kept precisions and with new ones."""
     entries = {
-        name: {key: entry for key, entry in variants.items() if key in kept}
+        name: {
+            key: entry
+            for key, entry in variants.items()
+            if key in kept and not (name in graphs and key == entered)
+        }
         for name, variants in bundle.graphs.items()
     }
     for entry in replace(bundle, graphs=entries).files():
-        target = folder / entry.file
+        source, target = bundle.open_path(entry), folder / entry.file
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(bundle.open_path(entry), target)
+        take(source.resolve(), target)
     for name, network in graphs.items():
         path = folder / f"{name}.{precision}.onnx"
         save_onnx(network, name, path)

@@ -529,6 +529,7 @@ class OfficialCatSeg:
     text_heads: int | None = None  # Heads of the text tower; None is one per 64 channels
 
     def build(self, state_dict: Mapping[str, Tensor]) -> CatSeg:
+        """Make the model of official keys, float32; the weights are copies."""
         check_float32(state_dict, "cat_seg")
         tensors, sizes = check_cat_seg(state_dict)
         file = Checked(tensors=tensors, what="cat_seg")

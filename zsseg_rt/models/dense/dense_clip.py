@@ -292,6 +292,7 @@ class HeadSettings:
         return settings
 
     def assemble(self, weights: ClipTensors, settings: Mapping[str, Any]) -> DenseCLIP:
+        """Make the model, in evaluation mode, with no trainable parameters."""
         encoder = image_config(weights)
         side = encoder.side if self.image_size is None else self.image_size
         fields: dict[str, Any] = {
@@ -334,6 +335,7 @@ class OfficialDenseCLIP(HeadSettings):
     activation: ClipActivation = "quick_gelu"
 
     def build(self, state_dict: Mapping[str, Tensor]) -> DenseCLIP:
+        """Make the model, in evaluation mode, with no trainable parameters."""
         settings = self.config({})
         tensors = {k: v for k, v in state_dict.items() if not k.endswith("position_ids")}
         state_dict = unwrap(tensors)

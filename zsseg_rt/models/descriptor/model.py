@@ -433,6 +433,7 @@ class RecoveryDecoder(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, queries: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
+        """Map ``[B, R * C, E]`` and ``[B, N, E]`` to ``[B, R * C, 2D]`` and ``[B, N, D]``."""
         queries, patches = self.linear_q_in(queries), self.linear_k_in(patches)
         for query_layer, patch_layer in zip(self.decouple_q, self.decouple_v, strict=True):
             queries, patches = query_layer(queries, patches), patch_layer(patches, queries)
@@ -600,6 +601,7 @@ class OfficialZegCLIP:
     decoder_dropout: float = 0.1  # Dropout in the decoder's layers, in training
 
     def build(self, state_dict: Mapping[str, Tensor]) -> DescriptorModel:
+        """Make the model of official keys, float32; the weights are copies."""
         name: str = self.made.architecture
         check_float32(state_dict, name)
         sizes = check_descriptor(state_dict, name)

@@ -370,6 +370,7 @@ class OfficialZegFormer(LabelSettings):
     dropout: float = 0.1  # Dropout in the query decoder, in training
 
     def build(self, state_dict: Mapping[str, Tensor]) -> ZegFormer:
+        """Make the model of official keys, float32; the weights are copies."""
         own = {k: v for k, v in state_dict.items() if k.startswith(CLIP) and hasattr(v, "float")}
         state_dict = {**state_dict, **{key: value.float() for key, value in own.items()}}
         check_float32(state_dict, "zegformer")
