@@ -22,6 +22,7 @@ from zsseg_rt import ops
 from zsseg_rt.errors import ZssegError
 from zsseg_rt.stream import source as stream_source
 from zsseg_rt.stream.gstreamer import pipelines
+from zsseg_rt.stream.gstreamer.library import load
 from zsseg_rt.stream.runner import on_device
 from zsseg_rt.stream.uris import open_sources
 
@@ -97,6 +98,9 @@ def main():
         jetson_elements.register(*options.jetson)
     if options.on_gpu:
         ops.core = host_core()
+        video = load().GstVideo
+        convert = video.video_convert_sample
+        video.video_convert_sample = lambda *sample: logging.info("by sample") or convert(*sample)
     pipelines.ANSWERS_WITHIN = PATIENCE
     stream_source.MOST_PIXELS = options.most_pixels
     for uri in options.uris:

@@ -34,6 +34,7 @@ from zsseg_rt import Engine, EngineConfig, Frame, Segmentation
 from zsseg_rt.demo import demo_bundle, demo_photos
 from zsseg_rt.photos import read_photo
 from zsseg_rt.server.hub import encode_message
+from zsseg_rt.server.labeller import Labeller
 from zsseg_rt.stream.runner import StreamParts
 
 TOKEN = "0123456789abcdefghij"
@@ -95,6 +96,19 @@ def test_a_photo_is_shown_and_labelled_anew_after_its_end_until_the_server_stops
         server.close()
         assert time.monotonic() - began < 20.0
         assert closed_with(page) == 1001
+
+
+def test_a_threshold_set_while_the_last_frame_is_labelled_holds_for_it(monkeypatch):
+    segment = Labeller.segment_frame
+
+    def segment_slowly(labeller, image, **options):
+        seg = segment(labeller, image, **options)
+        labeller.set_unknown_below(1.0)
+        return seg
+
+    monkeypatch.setattr(Labeller, "segment_frame", segment_slowly)
+    with demo_server(demo_photos("scenes")[0]) as server, viewer(server) as page:
+        wait_for_frame(page, lambda one: one.header["unknown_share"] == 1.0)
 
 
 @pytest.mark.parametrize(

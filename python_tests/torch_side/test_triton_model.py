@@ -169,6 +169,14 @@ def test_a_gpu_instance_needs_that_gpu(started):
         started(kind="GPU", engine=CPU | {"backend": "openvino"})
 
 
+def test_an_old_triton_with_a_new_numpy_is_refused(started, backend_utils, monkeypatch):
+    looks = "numpy.core.multiarray", np  # as an old pybind11 does at the first array
+    backend_utils.Tensor = lambda *_: monkeypatch.setitem(sys.modules, *looks)
+    monkeypatch.setattr(np, "__version__", "2.1.0")
+    with refused(BackendUnavailableError, "numpy"):
+        started()
+
+
 def test_export_writes_a_model(colour_bundle, tmp_path, capsys):
     options = ("--classes", "red, blue", "--threads", 1, "--name", "street")
     assert run("export", colour_bundle, "--triton", tmp_path, *options) == 0

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import pickle
 import sys
+import zlib
 from types import SimpleNamespace
 
 import cv2
@@ -26,7 +27,7 @@ from zsseg_rt.demo import demo_photos
 from zsseg_rt.errors import DTypeError
 from zsseg_rt.integrations.batch import AnnotationFiles, PhotoResult
 from zsseg_rt.results.segmentation import Frame
-from zsseg_rt.results.visualize import encode_label_png, palette, save_file
+from zsseg_rt.results.visualize import encode_label_png, palette, read_label_png, save_file
 
 NAMES = ("sky", "road", "tree")
 
@@ -56,6 +57,11 @@ def test_saved_labels_read_back_exactly(tmp_path):
     colours[:255] = palette(names)
     np.testing.assert_array_equal(raw, colours[labels])
     assert list(tmp_path.iterdir()) == [path]
+    content = path.read_bytes()
+    filtered = b"\1" + zlib.decompress(content[821:-16])[1:]  # as another program writes it
+    path.write_bytes(content[:821] + zlib.compress(filtered) + content[-16:])
+    with refused(SourceError, None, "mask.png"):
+        read_label_png(path)
 
 
 def test_wide_labels_read_back_exactly(tmp_path):
@@ -129,6 +135,7 @@ def test_many_names_have_colours_of_their_own():
     names = [f"class {index}" for index in range(171)] + [f"red {index}" for index in range(30)]
     assert len({tuple(colour) for colour in palette(names).tolist()}) == len(names)
     assert palette([]).shape == (0, 3)
+    assert palette(names, "bgr") is palette(names, "bgr")  # made once, not for each frame
 
 
 def test_an_overlay_paints_classes_keeps_unknown_and_the_frame_s_channel_order():
@@ -181,6 +188,7 @@ def test_names_are_on_the_parts_and_the_legend_is_below():
         rows = np.flatnonzero(half.any(axis=1))
         assert 800 * 11 / 400 <= np.ptp(rows) < 80  # as high as can be read at a phone's width
     strip = plot[600:].reshape(-1, 3)
+    assert {one.colour for one in seg.legend()} == set(map(tuple, palette(seg.names)))
     for colour in palette(seg.names):
         assert (strip == colour).all(axis=1).sum() > 100
     np.testing.assert_array_equal(seg.plot(frame, names=False)[:600], overlay)

@@ -287,6 +287,7 @@ def test_pyav_reads_rtsp_where_gstreamer_is_absent_and_says_so(monkeypatch, capl
             assert isinstance(source, VideoSource)
             assert (source.url, source.kind, source.live) == ("rtsp://cam/1", "rtsp", True)
     assert caplog.text.count("read with PyAV, since GStreamer is not complete") == 1
+    assert caplog.text.count(". ZSSEG_RTSP_LIBRARY chooses another.") == 1
     monkeypatch.setenv("ZSSEG_RTSP_LIBRARY", "gstreamer")
     with refused(BackendUnavailableError, "gi"):
         open_sources("rtsp://cam/1")

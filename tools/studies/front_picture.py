@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from zsseg_rt import Bundle, Engine, EngineConfig, Segmentation, read_photo
 from zsseg_rt.demo import demo_classes, demo_photos
-from zsseg_rt.results.plot import draw_names, legend_strip
+from zsseg_rt.results.plot import LegendEntry, draw_names, legend_strip
 from zsseg_rt.results.visualize import palette
 
 Pixels = npt.NDArray[np.uint8]
@@ -57,7 +57,9 @@ def draw(seg: Segmentation, frame: Pixels) -> Pixels:
         for part in seg.components(min_area=seg.labels.size // 200)
     ]
     draw_names(image, parts)
-    entries = [(one.name, one.share, tuple(colours[one.index].tolist())) for one in there]
+    entries = [
+        LegendEntry(one.name, one.share, tuple(colours[one.index].tolist())) for one in there
+    ]
     return np.concatenate([image, legend_strip(image.shape[1], entries)])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -20,6 +21,7 @@ from zsseg_rt.config import EngineConfig
 from zsseg_rt.engine import Engine
 from zsseg_rt.errors import (
     ArgumentError,
+    BackendUnavailableError,
     ConfigError,
     SourceError,
     VocabularyError,
@@ -54,6 +56,7 @@ instance_group [ {{ count: 1  kind: KIND_AUTO }} ]  # a GPU if Triton finds one
 parameters {{ key: "engine"  value {{ string_value: {engine} }} }}
 parameters {{ key: "class_names"  value {{ string_value: {class_names} }} }}
 """
+_OLD_NUMPY = "numpy.core.multiarray"
 _MOST_VOCABULARIES = 16  # of 1024 phrases at most, as a rule 2 MB each
 
 
@@ -132,6 +135,7 @@ class TritonPythonModel:
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Load the bundle; Triton calls this once."""
+        _refuse_numpy_2()
         model = json.loads(args["model_config"])
         kinds = {output["name"]: output["data_type"] for output in model["output"]}
         if kinds["labels"] not in ("TYPE_UINT8", "TYPE_UINT16"):
@@ -204,6 +208,21 @@ class TritonPythonModel:
         # A vocabulary that is named again gets a new version, but keeps its embeddings.
         if current is None or current.embeds is not vocabulary.embeds:
             self._engine.set_classes(vocabulary)
+
+
+def _refuse_numpy_2() -> None:
+    """Refuse NumPy 2 where Triton's pybind11 is too old for it: texts would crash the server."""
+    import triton_python_backend_utils as pb_utils
+
+    if int(np.__version__.partition(".")[0]) < 2:
+        return
+    sys.modules.pop(_OLD_NUMPY, None)  # such a pybind11 looks for it at the first array
+    pb_utils.Tensor("probe", np.zeros(1, np.uint8))
+    if _OLD_NUMPY in sys.modules:
+        raise BackendUnavailableError(
+            f"numpy: expected a version below 2, which this Triton needs, got {np.__version__}. "
+            "Run: pip install 'numpy<2' in the server's Python, or use a newer Triton."
+        )
 
 
 def _parameter(model_config: Mapping[str, Any], name: str, default: str) -> Any:

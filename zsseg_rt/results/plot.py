@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +14,6 @@ from zsseg_rt.common.extras import import_opencv
 Image = npt.NDArray[np.uint8]
 NamePlace = tuple[str, int, int]
 """A name, and the column and row of the image that it is around."""
-LegendEntry = tuple[str, float, tuple[int, int, int]]
-"""A class, its part of the image in [0, 1], and its colour in the image's channel order."""
 
 _PHONE = 400  # pixels across, on which an image is shown
 _LEAST_HEIGHT = 11  # of capitals there, in pixels
@@ -24,6 +22,14 @@ _SMALLEST_SHARE = 0.01  # of the image; parts below get no name
 _MOST_NAMES = 40
 _OUTLINED = ((0, 0, 0), (255, 255, 255))  # black around white letters
 _STAYS = 0.6  # of a part's greatest depth: a name moves where it has less around it
+
+
+class LegendEntry(NamedTuple):
+    """A line of the legend."""
+
+    name: str  # The class
+    share: float  # Its part of the image, in [0, 1]
+    colour: tuple[int, int, int]  # In the image's channel order
 
 
 def enlarged(image: npt.NDArray[Any], factor: int) -> npt.NDArray[Any]:
@@ -93,9 +99,9 @@ def _inside(
 def legend_strip(width: int, entries: Sequence[LegendEntry], *, lines: int | None = None) -> Image:
     """A white strip uint8 [H, width, 3] with colour, name and share of each class."""
     cv2 = import_opencv("to draw a legend")
-    shares = ["<1%" if share < 0.01 else f"{share:.0%}" for _, share, _ in entries]
+    shares = ["<1%" if entry.share < 0.01 else f"{entry.share:.0%}" for entry in entries]
     pairs = zip(entries, shares, strict=True)
-    texts = [_Text(cv2, f"{name} {text}", width) for (name, _, _), text in pairs]
+    texts = [_Text(cv2, f"{entry.name} {share}", width) for entry, share in pairs]
     gap = _capitals(width)
     row = round(gap * 1.9)
     places, x, line = [], gap // 2, 0
@@ -109,10 +115,10 @@ def legend_strip(width: int, entries: Sequence[LegendEntry], *, lines: int | Non
         x += needed
     height = (lines or line + 1) * row + gap // 2
     strip = np.full((height, width, 3), 255, np.uint8)
-    for text, (_, _, colour), (x, line) in zip(texts, entries, places, strict=False):
+    for text, entry, (x, line) in zip(texts, entries, places, strict=False):
         top = line * row + gap // 2
         corner = x + text.capitals, top + text.capitals
-        cv2.rectangle(strip, (x, top), corner, colour, -1)
+        cv2.rectangle(strip, (x, top), corner, entry.colour, -1)
         cv2.rectangle(strip, (x, top), corner, (90, 90, 90), 1)
         text.draw(strip, x + row, top + text.capitals, [(0, 0, 0)])
     return strip

@@ -203,13 +203,16 @@ class Segmentation:
             ]
             draw_names(canvas, parts)
         entries = self.legend() if legend else []
-        strips = [legend_strip(canvas.shape[1], entries)] if entries else []
-        return np.concatenate([canvas, *strips])
+        if not entries:
+            return canvas
+        return np.concatenate([canvas, legend_strip(canvas.shape[1], entries)])
 
     def legend(self) -> list[LegendEntry]:
         """The classes that are there, largest first, in the colours of :meth:`plot`."""
         colours = palette(self.names, self.channel_order).tolist()
-        return [(one.name, one.share, tuple(colours[one.index])) for one in self.present()]
+        return [
+            LegendEntry(one.name, one.share, tuple(colours[one.index])) for one in self.present()
+        ]
 
     def save(self, path: str | Path) -> None:
         """Write the labels as a palette PNG whose pixel values are the labels (16-bit if uint16).

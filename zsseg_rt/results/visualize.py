@@ -37,6 +37,7 @@ _TABLE = tuple(
 # Of the first million, the salt that keeps the names of VOC, of Cityscapes, of common surroundings
 # and of the drawn scenes furthest apart in CIELAB.
 _SALT = (973285).to_bytes(8, "big")
+_MOST_PIXELS = 1 << 30  # of a label image that is read
 _JITTER = 6  # levels of each channel, so that two names rarely have the very same colour
 
 # Things that many models see have fixed places in the table: far apart (at least 30 in CIELAB), and
@@ -70,15 +71,14 @@ def palette(names: Sequence[str], channel_order: str = "rgb") -> npt.NDArray[np.
     are picked by a hash of the name, so neither place nor other names matter.
 
     Returns:
-        uint8 [C, 3], in the channel order. Where two names would get exactly the same colour, one
-        moves by a level.
+        uint8 [C, 3], read-only, in the channel order. Where two names would get exactly the same
+        colour, one moves by a level.
     """
-    colours = np.array(_by_name(tuple(names)), np.uint8).reshape(-1, 3)
-    return colours if channel_order == "rgb" else np.ascontiguousarray(colours[:, ::-1])
+    return _palette(tuple(names), channel_order)
 
 
-@lru_cache(maxsize=16)
-def _by_name(names: tuple[str, ...]) -> tuple[Colour, ...]:
+@lru_cache(maxsize=32)
+def _palette(names: tuple[str, ...], channel_order: str) -> npt.NDArray[np.uint8]:
     """Colours of names; which of two equal ones moves is decided by the hash, not by the order."""
     digests = [_digest(name) for name in names]
     colours: list[Colour] = [(0, 0, 0)] * len(names)
@@ -86,7 +86,10 @@ def _by_name(names: tuple[str, ...]) -> tuple[Colour, ...]:
     for index in sorted(range(len(names)), key=digests.__getitem__):
         colours[index] = _free(_pick(names[index], digests[index]), others)
         others.add(colours[index])
-    return tuple(colours)
+    rows = np.array(colours, np.uint8).reshape(-1, 3)
+    table = rows if channel_order == "rgb" else np.ascontiguousarray(rows[:, ::-1])
+    table.flags.writeable = False
+    return table
 
 
 def _pick(name: str, digest: int) -> Colour:
@@ -159,14 +162,19 @@ def encode_label_png(
 
 
 def read_label_png(path: str | Path) -> npt.NDArray[np.uint8 | np.uint16]:
-    """Read labels that :func:`encode_label_png` made."""
+    """Read labels that :func:`encode_label_png` made; other PNGs are refused."""
     try:
         content = Path(path).read_bytes()
         width, height, depth = struct.unpack_from(">IIB", content, 16)
+        if not 0 < width * height <= _MOST_PIXELS:
+            raise ValueError(f"one of {width}x{height} pixels")
         dtype = np.dtype(">u2" if depth == 16 else np.uint8)
         start = 41 if depth == 16 else 41 + 12 + 768  # bytes have a table of colours before them
-        rows = zlib.decompress(content[start:-16])
-        filtered = np.frombuffer(rows, np.uint8).reshape(height, 1 + width * dtype.itemsize)
+        row_bytes = 1 + width * dtype.itemsize
+        rows = zlib.decompressobj().decompress(content[start:-16], height * row_bytes)
+        filtered = np.frombuffer(rows, np.uint8).reshape(height, row_bytes)
+        if filtered[:, 0].any():
+            raise ValueError("one with filtered rows")
     except (OSError, ValueError, struct.error, zlib.error) as exc:
         raise SourceError(
             f"{path}: expected a label image that this package wrote, got {exc}. Label it again."

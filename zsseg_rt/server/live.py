@@ -175,8 +175,10 @@ class LiveServer:
 
     def _label(self) -> None:
         with self._ends_the_server_if_it_fails("labelling"):
+            threshold = self._hub.labeller.unknown_below
             for seg in self._stream:
-                self._hub.publish(seg, self._hub.labeller.unknown_below)
+                self._hub.publish(seg, threshold)
+                threshold = self._hub.labeller.unknown_below  # before the next frame is labelled
         if self._error is None and not self._closing.is_set():
             _log.warning("all sources have ended; the server keeps running")
 

@@ -210,10 +210,11 @@ def _csi(uri: str, order: str) -> Source:
 
 def rtsp_library() -> str:
     """Which library reads network cameras, as ``ZSSEG_RTSP_LIBRARY`` says."""
-    library, known = os.environ.get("ZSSEG_RTSP_LIBRARY") or "auto", ("auto", "gstreamer", "pyav")
-    if library not in known:
+    libraries = ("auto", "gstreamer", "pyav")
+    library = os.environ.get("ZSSEG_RTSP_LIBRARY") or "auto"
+    if library not in libraries:
         raise ConfigError(
-            f"ZSSEG_RTSP_LIBRARY: expected one of {', '.join(known)}, got {library!r}"
+            f"ZSSEG_RTSP_LIBRARY: expected one of {', '.join(libraries)}, got {library!r}"
         )
     return library
 
@@ -234,12 +235,15 @@ def _rtsp(uri: str, order: str) -> Source:
             reason = f", since GStreamer is not complete: {exc}"
         else:
             decoder = decoder_of(gst, "H264")[0]
-            log_once(
-                logging.INFO, f"rtsp: read with GStreamer {version}, H.264 decoded by {decoder}"
-            )
+            _tell_library(f"GStreamer {version}, H.264 decoded by {decoder}")
             return GstSource(name=shown(uri), recipe=RtspCamera(url=uri), channel_order=order)
-    log_once(logging.INFO, f"rtsp: read with PyAV{reason}")
+    _tell_library(f"PyAV{reason}")
     return VideoSource(name=shown(uri), url=uri, kind="rtsp", channel_order=order)
+
+
+def _tell_library(text: str) -> None:
+    text = f"rtsp: read with {text.rstrip('.')}. ZSSEG_RTSP_LIBRARY chooses another."
+    log_once(logging.INFO, text)
 
 
 def _http(uri: str, order: str) -> Source:

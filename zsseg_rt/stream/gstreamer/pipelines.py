@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 import time
@@ -24,7 +25,14 @@ from zsseg_rt.stream.gstreamer.library import (
     redact_pipeline,
     require_elements,
 )
-from zsseg_rt.stream.source import Lateness, Picture, Reader, RecordingTimes, check_size
+from zsseg_rt.stream.source import (
+    Lateness,
+    Picture,
+    Reader,
+    RecordingTimes,
+    check_size,
+    log_once,
+)
 from zsseg_rt.stream.video import ANSWERS_WITHIN, answer_remedy, split_login, why_unreachable
 
 CSI_ELEMENTS = ("nvarguscamerasrc", "nvvidconv", "videoconvert", "appsink")
@@ -49,7 +57,6 @@ class Recipe:
     """How the pipeline of a source is made; anew for each attempt to open it."""
 
     hint = ""  # Advice for when a camera's pipeline ends
-    advice = ""  # For when it fails
 
     def build(self, gst: Any, name: str) -> Pipeline:
         """Make the pipeline."""
@@ -57,7 +64,7 @@ class Recipe:
 
     def explain(self, gst: Any, message: Any, name: str) -> ZssegError:
         """A message of type ``ERROR`` in our words, without passwords."""
-        return explain(gst, message, name, hint=self.advice)
+        return explain(gst, message, name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +75,7 @@ class CsiCamera(Recipe):
     size_hw: tuple[int, int] = (720, 1280)  # Height and width that the camera is asked for
     rate: float = 30.0  # Frames per second
     flip: int = 0  # flip-method of nvvidconv, 0 to 7
-    hint = advice = (
+    hint = (
         "Check the camera's cable and that its driver is set up (jetson-io.py), and that no other "
         "program uses it; then: sudo systemctl restart nvargus-daemon."
     )
@@ -85,6 +92,9 @@ class CsiCamera(Recipe):
             "! videoconvert ! appsink"
         )
         return parse(gst, text, name)
+
+    def explain(self, gst: Any, message: Any, name: str) -> ZssegError:
+        return explain(gst, message, name, hint=self.hint)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,9 +308,9 @@ class GstSource:
 
     def pictures(self, reader: Reader) -> Generator[Picture, None, None]:
         library = load()
-        frames = _Frames(library, self.channel_order, self.device)
         built = self.recipe.build(library.Gst, self.name)
         with closing(_Player(self, library.Gst, built, reader)) as player:
+            frames = _Frames(library, self, built.sink)
             is_live = player.start(frames.caps)
             start: float | None = None
             times: RecordingTimes | None = None
@@ -355,10 +365,11 @@ def _rate_of(sample: Any) -> float | None:
 class _Frames:
     """Takes frames out of samples: converted, or to be uploaded as they were decoded."""
 
-    def __init__(self, library: Library, channel_order: str, device: str) -> None:
-        self._library = library
-        self.caps = self._rgb = f"video/x-raw,format={channel_order.upper()}"
-        self._uploads = None if device == "cpu" else Uploads(device, channel_order)
+    def __init__(self, library: Library, source: GstSource, sink: Any) -> None:
+        self._library, self._name, self._sink = library, source.name, sink
+        order, device = source.channel_order, source.device
+        self.caps = self._rgb = f"video/x-raw,format={order.upper()}"
+        self._uploads = None if device == "cpu" else Uploads(device, order)
         if self._uploads is not None:
             self.caps = f"video/x-raw,format={{NV12,I420}},{_EVEN};{self._rgb}"
 
@@ -371,9 +382,24 @@ class _Frames:
                 return self._uploads.image(planes[0])
             if matrix is not None:
                 return self._uploads.planes(planes[0], planes[1:], matrix)
-        gst, video = self._library.Gst, self._library.GstVideo  # neither BT.601 nor BT.709
-        rgb = video.video_convert_sample(sample, gst.Caps.from_string(self._rgb), _CONVERTS_WITHIN)
-        return self.take(rgb)
+        return self.take(self._converted(sample))
+
+    def _converted(self, sample: Any) -> Any:
+        """A sample of other colours as RGB; the pipeline converts the next ones, if it can."""
+        from gi.repository import GLib
+
+        gst, pad = self._library.Gst, self._sink.get_static_pad("sink")
+        rgb = gst.Caps.from_string(self._rgb)
+        if self.caps != self._rgb and not pad.peer_query_caps(rgb).is_empty():
+            self.caps = self._rgb
+            self._sink.set_property("caps", rgb)
+            pad.push_event(gst.Event.new_reconfigure())
+            text = f"{self._name}: frames are converted on the CPU: neither BT.601 nor BT.709"
+            log_once(logging.WARNING, text)
+        try:  # some are in the sink's queue already
+            return self._library.GstVideo.video_convert_sample(sample, rgb, _CONVERTS_WITHIN)
+        except GLib.Error as exc:
+            raise SourceError(f"{self._name}: cannot be converted: {exc.message}") from None
 
 
 class _Player:
