@@ -214,6 +214,9 @@ def test_settings_survive_being_written(config_path, tmp_path, change):
 
 
 def test_options_are_refused_before_anything_is_read(tmp_path):
+    nothing = type("Nothing", (list,), {"name": "nothing"})()
+    with refused(DatasetError, "data", "nothing"):
+        assemble(TrainConfig.from_dict(TABLES), dataset=nothing)
     for options, argument in (
         ({}, "model.options.pretrained"),
         ({"pretrained": 3}, "model.options.pretrained"),

@@ -24,6 +24,7 @@ from zsseg_rt.errors import ArgumentError, CheckpointError, PrecisionNotApplied,
 from zsseg_rt.training.config import OptimizerConfig
 from zsseg_rt.training.loop import is_run
 from zsseg_rt.training.loop.checkpointing import CheckpointFolder, read_checkpoint
+from zsseg_rt.training.loop.run_state import determinism
 from zsseg_rt.training.trained import find_checkpoint
 
 HERE = Path(__file__).parents[1]
@@ -200,6 +201,19 @@ def test_nan_loss_stops_and_names_pictures_terms_and_checkpoint(tmp_path):
     assert "in step 5 for the images picture-16, picture-17, picture-18, picture-19" in message
     assert f"last good checkpoint is {tmp_path / 'checkpoints/step-00000003.pt'}" in message
     assert CheckpointFolder(tmp_path / "checkpoints").steps() == [3]
+    started, settings = [], config(log_interval=6)
+    source = lambda **place: (started.append(b) or b for b in toy_batches(**place))  # noqa: E731
+    with pytest.raises(TrainingError, match="in step 5 for the images picture-16"):
+        train(tmp_path / "late", ToyTask(bad_image="picture-17"), source=source, config=settings)
+    assert len(started) == 6  # a step's losses are read once the next one runs
+
+
+def test_cudnn_is_given_back_and_left_alone_otherwise():
+    cudnn = torch.backends.cudnn
+    with cudnn.flags(enabled=False, benchmark=True, allow_tf32=False):
+        with determinism(True):
+            assert not any((cudnn.benchmark, cudnn.enabled, cudnn.allow_tf32))
+        assert cudnn.benchmark
 
 
 def test_what_is_not_finite_is_not_saved(tmp_path):
@@ -352,8 +366,8 @@ class Command:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model": {"0.weight": [1.0]}}, "expected the weights of this model"),
-        ({"task": None}, "expected the weights of this model"),
+        ({"model": {"0.weight": [1.0]}, "model_card": None}, "got others: model, model_card"),
+        ({"step": "3", "losses": {"error": "0.1"}}, "got others: step, losses"),
         ({"extra": 1}, "expected step, .*, got .*extra"),
         ({"optimizer": {"state": {}, "param_groups": [{}]}}, "expected states of this task's"),
         ({"optimizer": {}}, "expected states of this task's optimizer"),
@@ -372,6 +386,13 @@ def test_other_content_is_refused_and_nothing_else_is_taken(run_to_damage, chang
     assert not (run_to_damage / "checkpoints/step-00000006.pt").exists()
     (run_to_damage / LAST).unlink()
     assert train(run_to_damage, resume=True).finished  # from step 1, as the message says
+
+
+def test_a_process_without_a_random_state_is_told(run_to_damage, caplog):
+    content = torch.load(run_to_damage / LAST, weights_only=True) | {"random": []}
+    torch.save(content, run_to_damage / LAST)
+    assert train(run_to_damage, resume=True).finished
+    assert "no random state of process 0" in caplog.text
 
 
 def test_packed_records_are_refused(run_to_damage):

@@ -391,6 +391,8 @@ def test_rates_and_decay_of_the_groups(task):
     head = {"image_encoder.head.weight": (3.0, 0.5), "log_scale": (3.0, 0.0)}
     tower = (name for name, _ in one.model.named_parameters() if name.startswith("image_encoder."))
     assert rates(one) == dict.fromkeys(tower, (2.0, 0.5)) | head
+    one = task("cosine_head", learning_rate=3.0, backbone_learning_rate=0.0, weight_decay=0.5)
+    assert rates(one) == head
 
 
 def test_settings_out_of_range_are_refused(task):

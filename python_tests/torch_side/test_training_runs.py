@@ -323,6 +323,9 @@ def test_names_from_a_bank_leave_the_text_tower_and_bad_settings_are_refused(tmp
     task = assemble(configure("cat_seg", "demo", tmp_path, text={"bank": str(bank)})).task
     assert not any(p.requires_grad for p in task.model.text_encoder.parameters())
     assert torch.equal(task.queries(), task.query_embeds)
+    frozen = {"options": {"backbone_learning_rate": 0.0}}  # and without a rate all of CLIP
+    task = assemble(configure("cat_seg", "demo", tmp_path, task=frozen)).task
+    assert (task.tunes_text, len(task.parameter_groups())) == (False, 1)
     for options, argument in (
         ({"backbone_learning_rate": -1.0}, "backbone_learning_rate"),
         ({"pooling": 3}, "pooling"),

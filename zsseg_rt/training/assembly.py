@@ -22,7 +22,7 @@ from zsseg_rt.common import schema
 from zsseg_rt.common.checks import arguments_called, check_choice
 from zsseg_rt.common.files import write_whole
 from zsseg_rt.common.schema import checked_settings, setting_names, typed_settings
-from zsseg_rt.errors import ArgumentError, CheckpointError, SourceError
+from zsseg_rt.errors import ArgumentError, CheckpointError, DatasetError, SourceError
 from zsseg_rt.evaluation.datasets import Sample, SegmentationDataset
 from zsseg_rt.evaluation.evaluate import evaluate
 from zsseg_rt.evaluation.metrics import FIGURES
@@ -364,6 +364,8 @@ def assemble(config: TrainConfig, *, dataset: SegmentationDataset | None = None)
     seed_everything(config.loop.seed)
     if dataset is None:
         dataset = config.open_data("training")
+    if not len(dataset):
+        raise DatasetError(f"data: expected images, got none in {dataset.name}. Check data.split.")
     judged = config.open_data("evaluation") if config.evaluation.split else None
     if judged is not None and tuple(judged.class_names) != tuple(dataset.class_names):
         raise ArgumentError(

@@ -22,6 +22,9 @@ from zsseg_rt.errors import CheckpointError, TrainingError
 from zsseg_rt.training.loop import CHECKPOINT_MARK
 
 FORMAT_VERSION = 4  # 1 to 3 were folders of safetensors and JSON
+# Types of parts that are no dict, and of dicts' values
+_KINDS: dict[str, type] = {"step": int, "num_processes": int, "batch_size": int, "random": list}
+_VALUES = {"model": Tensor, "task": Tensor, "constants": Tensor, "losses": float, "left_out": str}
 _NAME = re.compile(r"step-(\d{8,})\.pt")
 _WHAT_TO_DO = "Copy the checkpoint again, or remove it to continue from the one before."
 
@@ -125,12 +128,20 @@ def _decode(raw: Any, path: Path) -> Checkpoint:
             "Use the version of zsseg_rt that wrote it."
         )
     names = [item.name for item in fields(Checkpoint)]
-    if raw.keys() != set(names):
+    wrong = [name for name in names if not _is_sound(name, raw.get(name))]
+    if wrong or len(raw) != len(names):
         raise CheckpointError(
-            f"{path}: expected {', '.join(names)}, got {', '.join(map(str, raw))[:200]}. "
-            f"{_WHAT_TO_DO}"
+            f"{path}: expected {', '.join(names)}, got others: "
+            f"{', '.join(map(str, wrong or raw))[:200]}. {_WHAT_TO_DO}"
         )
     return Checkpoint(**raw)
+
+
+def _is_sound(name: str, value: Any) -> bool:
+    if name in _KINDS:
+        return isinstance(value, _KINDS[name])
+    kind = _VALUES.get(name, object)
+    return isinstance(value, dict) and all(isinstance(entry, kind) for entry in value.values())
 
 
 @contextmanager

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cached_property
@@ -31,6 +32,7 @@ _PATIENCE = timedelta(hours=6)  # how long other processes wait for the main one
 # What torch, NumPy and Python say of a state that is another's.
 _MISFITS = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, OverflowError)
 _PREFIX = "model."
+_log = logging.getLogger(__name__)
 
 
 def seed_everything(seed: int, process_index: int = 0) -> None:
@@ -79,15 +81,17 @@ def determinism(enabled: bool) -> Iterator[None]:
 
     Otherwise cuDNN picks the fastest convolution for each shape.
     """
-    before, cudnn = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn
+    cudnn = torch.backends.cudnn
+    before = torch.are_deterministic_algorithms_enabled(), cudnn.benchmark, cudnn.deterministic
     if enabled:  # read by cuBLAS when it starts
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(enabled)
+    cudnn.benchmark, cudnn.deterministic = not enabled, enabled
     try:
-        with cudnn.flags(enabled=True, benchmark=not enabled, deterministic=enabled):
-            yield
+        yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(before[0])
+        cudnn.benchmark, cudnn.deterministic = before[1:]
 
 
 def start_accelerator(config: LoopConfig) -> Any:
@@ -191,26 +195,34 @@ class RunState:
 
     def share_losses(
         self, terms: Mapping[str, Tensor], names: Sequence[str], stop: bool
-    ) -> tuple[dict[str, float], bool]:
-        """The means of a step's loss terms over all processes, and whether one of these is to stop.
+    ) -> Callable[[], tuple[dict[str, float], bool]]:
+        """Start to share a step's loss terms; a GPU need not wait until the result is called.
 
-        Where a term is not finite, all processes fail, and name the images of the first with one.
+        That returns their means over all processes, and whether one of these is to stop. Where a
+        term is not finite, all processes fail, and name the images of the first with one.
         """
-        own = torch.stack(list(terms.values()))
-        flags = own.new_tensor([0.0, float(stop)])
-        flags[0] = ~torch.isfinite(own).all()
-        shared = self.accelerator.reduce(torch.cat([own, flags]), reduction="mean")
-        *means, bad, stopped = shared.tolist()
-        if bad > 0:
-            entries = gather((bool(flags[0]), names, own.tolist()))
-            _, names, losses = next(entry for entry in entries if entry[0])
-            pairs = zip(terms, losses, strict=True)
-            raise TrainingError(
-                f"loss: expected finite terms, got {', '.join(f'{n} = {x:.4g}' for n, x in pairs)} "
-                f"in step {self.step} for the images {', '.join(names)}. Look at these images and "
-                "their masks, or lower the learning rate."
-            )
-        return dict(zip(terms, means, strict=True)), stopped > 0
+        own, step = torch.stack(list(terms.values())), self.step
+        bad = (~torch.isfinite(own)).any(dim=0, keepdim=True).float()
+        flagged = torch.cat([own, bad, torch.full_like(bad, float(stop))])
+        shared = self.accelerator.reduce(flagged, reduction="mean").to("cpu", non_blocking=True)
+        copied = torch.cuda.current_stream().record_event() if own.is_cuda else None
+
+        def read() -> tuple[dict[str, float], bool]:
+            if copied is not None:
+                copied.synchronize()
+            *means, failed, stopped = shared.tolist()
+            if failed > 0:
+                entries = gather((bool(bad), names, own.tolist()))
+                _, images, losses = next(entry for entry in entries if entry[0])
+                pairs = (f"{n} = {x:.4g}" for n, x in zip(terms, losses, strict=True))
+                raise TrainingError(
+                    f"loss: expected finite terms, got {', '.join(pairs)} in step {step} for the "
+                    f"images {', '.join(images)}. Look at these images and their masks, or lower "
+                    "the learning rate."
+                )
+            return dict(zip(terms, means, strict=True)), stopped > 0
+
+        return read
 
     def capture(
         self,
@@ -257,8 +269,10 @@ class RunState:
             self.optimizer.load_state_dict(checkpoint.optimizer)
             if scaler is not None and checkpoint.scaler:
                 scaler.load_state_dict(checkpoint.scaler)
-            for state in checkpoint.random[index : index + 1]:  # none with more processes now
-                restore_random_state(state)
+            if index < len(checkpoint.random):
+                restore_random_state(checkpoint.random[index])
+            else:
+                _log.warning("resume: no random state of process %d; it draws new numbers", index)
         except _MISFITS as error:
             raise CheckpointError(
                 "checkpoint: expected states of this task's optimizer and of torch's, NumPy's and "

@@ -65,7 +65,7 @@ class CatSegSettings(PixelLossSettings):
     """Settings of :class:`CatSegTask`; the defaults are official."""
 
     weight_decay: float = 1e-4  # For every trained tensor
-    backbone_learning_rate: float = 2e-6  # Peak rate of q and v of CLIP, a hundredth of the head's
+    backbone_learning_rate: float = 2e-6  # Peak rate of CLIP's q and v; 0 leaves CLIP as it is
     # Side of the cells whose means the attention between classes sees in training. The trained
     # model looks at every cell
     pooling: int = 2
@@ -96,8 +96,10 @@ class CatSegTask(PixelLossTask):
             )
         for layer in cast("Iterable[AggregatorLayer]", model.aggregator.layers):
             layer.attention.pooling = pooling
-        prompts = self.settings.prompts
+        prompts = self.settings.prompts if self.settings.backbone_learning_rate > 0 else None
         self.tunes_text = prompts is not None
+        if self.settings.backbone_learning_rate == 0:
+            model.image_encoder.requires_grad_(False)
         # In the last block every token attends to itself alone: nothing reads its q.
         last = cast("Sequence[ResidualBlock]", model.image_encoder.transformer.resblocks)[-1]
         last.attn.get_parameter("q_proj_weight").requires_grad_(False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -34,6 +35,12 @@ class CosineHeadTask(PixelLossTask):
     settings: CosineHeadSettings
     model: CosineHeadModel
 
+    def __init__(self, model: CosineHeadModel, text_embeds: Tensor, **settings: Any) -> None:
+        super().__init__(model, text_embeds, **settings)
+        if self.settings.backbone_learning_rate == 0:
+            model.image_encoder.requires_grad_(False)
+            model.image_encoder.head.requires_grad_(True)
+
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The cross entropy of the softmax over classes."""
         output = self.model(images, self.query_embeds)
@@ -41,8 +48,9 @@ class CosineHeadTask(PixelLossTask):
 
     def parameter_groups(self) -> list[dict[str, object]]:
         """The head, the scale without weight decay, and the image tower at its own rate."""
-        head = self.model.image_encoder.head.weight
-        tower = [p for p in self.model.image_encoder.parameters() if p is not head]
+        encoder = self.model.image_encoder
+        head = encoder.head.weight
+        tower = [p for p in encoder.parameters() if p.requires_grad and p is not head]
         settings, decay = self.settings, self.settings.weight_decay
         return parameter_groups(
             ([head], settings.learning_rate, decay),
