@@ -13,6 +13,7 @@ from zsseg_rt.demo import demo_bundle, demo_classes, demo_photos
 from zsseg_rt.photos import read_photo
 from zsseg_rt.profiling.turns import CandidateError, ChildCandidate, StopRule, take_turns
 from zsseg_rt.profiling.worker import TurnPlan
+from zsseg_rt.profiling.workload import Variant, Workload
 
 PLAN = TurnPlan(pause_ms=0.0, measuring_ms=0.0)
 
@@ -37,14 +38,12 @@ def child():
 @pytest.fixture(scope="module")
 def demo_spec(tmp_path_factory):
     folder = tmp_path_factory.mktemp("frames")
-    np.save(folder / "0.npy", read_photo(demo_photos("scenes")[0]))
+    frames, classes = [read_photo(demo_photos("scenes")[0])], demo_classes("scenes")
     config = {"cache_dir": str(folder / "cache"), "num_threads": 1, "device": "cpu"}
-    return {
-        "bundle": str(demo_bundle("scenes")),
-        "config": config,
-        "classes": demo_classes("scenes"),
-        "frames": [str(folder / "0.npy")],
-    }
+    variant = Variant(name="demo", bundle=demo_bundle("scenes"), config=config)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "cv2", None)  # frames that keep their size do not need it
+        return Workload(folder, frames, classes).spec(variant)
 
 
 def test_a_child_takes_turns_with_its_own_threads_and_memory(child):

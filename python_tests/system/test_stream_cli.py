@@ -186,6 +186,8 @@ def test_a_video_of_one_s_own_is_what_the_demo_labels(clip, tmp_path, capsys):
     out, second = tmp_path / "out.mp4", tmp_path / "second.mp4"
     assert run("stream", "--demo", "scenes", clip, out, "--device", "cpu") == 0
     assert "10 of 10 frames labelled" in capsys.readouterr().out
+    assert run("stream", "--demo", "--frames", "1", "--device", "cpu") == 0
+    assert "test://  1 of" in capsys.readouterr().out
     second.write_bytes(before := clip.read_bytes())
     assert run("stream", "--demo", "scenes", clip, second) == 2
     assert str(second) in capsys.readouterr().err

@@ -445,7 +445,7 @@ BOARDS = [
 def test_a_board_s_total_is_its_input_rail_or_the_sum(tmp_path, files, watts, source):
     write(tmp_path, files)
     meter, absent = find_energy_meter(tmp_path)
-    assert meter.read() == pytest.approx(watts)
+    assert sum(meter.read()) == pytest.approx(watts)
     assert meter.source == source
     assert absent == ()
 
@@ -459,9 +459,12 @@ def test_a_board_s_total_is_its_input_rail_or_the_sum(tmp_path, files, watts, so
         (range(40), [5.0] * 40, True, None),  # it is stuck
         (range(40), [5.0] * 40, False, None),
         (range(3), [1.0, math.nan, 2.0], False, None),
+        (range(3), [(1.0, 2.0), (3.0, 2.0), (2.0, 2.0)], False, 4.0 + 4.5),  # rails
+        (range(40), [(watts, 5.0) for watts in range(40)], False, None),  # one is stuck
     ],
 )
 def test_readings_are_added_up_or_give_nothing(moments, values, counts, joules):
+    values = [value if isinstance(value, tuple) else (value,) for value in values]
     assert joules_of(moments, values, counts=counts) == pytest.approx(joules)
 
 
@@ -469,11 +472,11 @@ def test_a_thread_reads_while_work_is_done(tmp_path):
     values = itertools.count(1.0)
     work = lambda: any(next(values) % 50 == 0 for _ in range(999))  # noqa: E731
     result, seconds, joules = measure_energy(
-        EnergyMeter("a", lambda: next(values)), work, interval=0.001
+        EnergyMeter("a", lambda: [next(values)]), work, interval=0.001
     )
     assert result
     assert min(seconds, joules) > 0.0
-    lost = EnergyMeter("b", lambda: float((tmp_path / "lost").read_text()))
+    lost = EnergyMeter("b", lambda: [float((tmp_path / "lost").read_text())])
     assert measure_energy(lost, list, interval=0.001)[2] is None
 
 
@@ -573,7 +576,7 @@ def test_the_gpu_is_the_one_that_cuda_counts(monkeypatch, visible, index, opened
 def test_a_gpu_s_energy_is_read_by_nvml(tmp_path):
     gpu, _ = find_energy_meter(tmp_path, Nvml(energy=(5000, 5250)))
     assert gpu.counts
-    assert gpu.read() == pytest.approx(5.25)
+    assert gpu.read() == pytest.approx([5.25])
     assert gpu.source == "GPU alone, by NVML"
 
 

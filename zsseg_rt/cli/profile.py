@@ -119,7 +119,8 @@ class _Reports:
         from zsseg_rt.results.visualize import save_file
 
         write_json(self.json_file, report)
-        write_json(self.trace, make_trace(report))
+        if self.trace is not None:
+            write_json(self.trace, make_trace(report))
         if self.html is not None:
             save_file(self.html, render_html(report).encode())
 

@@ -149,7 +149,8 @@ def _demo_source(demo: str | None, **settings: int) -> str:
     from zsseg_rt.demo import DEFAULT
 
     parts = {} if demo in (None, DEFAULT) else {"demo": demo}
-    return "test://?" + "&".join(f"{key}={value}" for key, value in (parts | settings).items())
+    query = "&".join(f"{key}={value}" for key, value in (parts | settings).items())
+    return f"test://?{query}" if query else "test://"
 
 
 def _run(labelled: Stream, frames: int | None, seconds: float | None) -> None:

@@ -261,7 +261,7 @@ class EnergyMeter:
     """Sensors of a board or a chip."""
 
     source: str  # what they stand for
-    read: Callable[[], float]  # their watts, or the joules so far
+    read: Callable[[], list[float]]  # watts of each, or the joules so far
     counts: bool = False  # whether it returns joules so far
     command: str = "cat /sys/class/hwmon/hwmon*/*_input"  # shows them
 
@@ -276,7 +276,7 @@ def find_energy_meter(
         names = ", ".join(name for name, _ in totals or rails)
         source = f"rail {names}" if totals else f"sum of the module's rails ({names})"
         files = [files for _, files in totals or rails]
-        return EnergyMeter(source, lambda: sum(map(_watts, files))), ()
+        return EnergyMeter(source, lambda: list(map(_watts, files))), ()
     hwmon = "cat /sys/class/hwmon/hwmon*/name"
     board = Reading("board rails", None, "W", "no ina3221 or ina238 sensor", hwmon)
     try:
@@ -285,8 +285,8 @@ def find_energy_meter(
     except OSError as exc:
         return None, (board, Reading("GPU energy", None, "J", str(exc), _POWER_COMMAND))
 
-    def read() -> float:
-        return float(device.get("TotalEnergyConsumption")) / 1e3
+    def read() -> list[float]:
+        return [float(device.get("TotalEnergyConsumption")) / 1e3]
 
     return EnergyMeter("GPU alone, by NVML", read, counts=True, command=_POWER_COMMAND), (board,)
 
@@ -295,14 +295,14 @@ def measure_energy(
     meter: EnergyMeter, work: Callable[[], T], *, interval: float = _ENERGY_INTERVAL
 ) -> tuple[T, float, float | None]:
     """Read a meter in a thread while work is done; its result, seconds, and joules or None."""
-    readings: list[tuple[float, float]] = []
+    readings: list[tuple[float, list[float]]] = []
     stop = threading.Event()
 
     def read() -> None:
         try:
             value = meter.read()
         except (OSError, ValueError):
-            value = math.nan
+            value = [math.nan]
         readings.append((time.monotonic(), value))
 
     def read_until_stopped() -> None:
@@ -322,11 +322,15 @@ def measure_energy(
     return result, times[-1] - times[0], joules_of(times, values, counts=meter.counts)
 
 
-def joules_of(times: Sequence[float], values: Sequence[float], *, counts: bool) -> float | None:
-    """Joules of watts, or of joules so far; None where a sensor failed, ran back or is stuck."""
-    readings, changes = np.asarray(values, np.float64), np.diff(values)
-    stuck = len(readings) >= _STUCK and not changes.any()
-    if stuck or np.isnan(readings).any() or (counts and (changes < 0.0).any()):
+def joules_of(
+    times: Sequence[float], values: Sequence[Sequence[float]], *, counts: bool
+) -> float | None:
+    """Joules of watts or joules [times, sensors]; None where one failed, ran back or is stuck."""
+    if np.isnan(np.concatenate(values)).any():
+        return None
+    changes, readings = np.diff(values, axis=0), np.sum(values, axis=1)
+    stuck = len(values) >= _STUCK and not changes.any(axis=0).all()
+    if stuck or (counts and (changes < 0.0).any()):
         return None
     means = (readings[1:] + readings[:-1]) / 2.0
     return float(changes.sum() if counts else (means * np.diff(times)).sum())

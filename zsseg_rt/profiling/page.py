@@ -237,8 +237,9 @@ def _body(report: Report, title: str) -> Iterator[str]:
     ]
     lines += [("failed", f"failed: {one.failure}") for one in report.variants if one.failure]
     lines += [("note", note) for note in report.notes]
-    items = "".join(f'<li class="{kind}">{escape(text)}</li>' for kind, text in lines)
-    yield f'<ul class="verdicts">{items}</ul>'
+    if lines:
+        items = "".join(f'<li class="{kind}">{escape(text)}</li>' for kind, text in lines)
+        yield f'<ul class="verdicts">{items}</ul>'
     for shown in report_tables(report):
         if not shown.title.startswith("against "):
             yield _html_table(shown)

@@ -255,11 +255,12 @@ def pace_in_turns(
     frames: dict[str, list[tuple[float, float]]] = {one.name: [] for one in candidates}
     for _ in range(_PACED_BLOCKS):
         for candidate in order.sample(list(candidates), len(candidates)):
-            try:
-                frames[candidate.name] += candidate.pace(rate, seconds / _PACED_BLOCKS)
-                candidate.settle()
-            except (CandidateError, KeyError):
-                frames.pop(candidate.name, None)
+            if candidate.name in frames:
+                try:
+                    frames[candidate.name] += candidate.pace(rate, seconds / _PACED_BLOCKS)
+                    candidate.settle()
+                except CandidateError:
+                    del frames[candidate.name]
     return frames
 
 

@@ -182,14 +182,15 @@ class Workload:
 
     def spec(self, variant: Variant) -> dict[str, Any]:
         """The specification that a child opens."""
-        import cv2
-
         names, embeddings = self._classes_of(variant)
         frames = []
         for index, frame in enumerate(self._frames):
             height, width = variant.frame_hw or frame.shape[:2]
-            resized = np.asarray(cv2.resize(frame, (width, height)), np.uint8)
-            frames.append(self._save(("frame", index, height, width), resized))
+            if frame.shape[:2] != (height, width):
+                import cv2
+
+                frame = np.asarray(cv2.resize(frame, (width, height)), np.uint8)
+            frames.append(self._save(("frame", index, height, width), frame))
         config = variant.config.items()
         return {
             "bundle": str(variant.bundle.resolve()),
