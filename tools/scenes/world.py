@@ -95,7 +95,7 @@ class World:
 def visible(
     identities: NDArray[np.uint8], kinds: tuple[Kind, ...], least_pixels: int = _VISIBLE
 ) -> tuple[Seen, ...]:
-    """A thing that an image, or a window of it, shows enough of to mention.
+    """The things that an image, or a window of it, shows enough of to mention.
 
     Shapes:
         identities: Indices into ``kinds``, or 255, uint8 ``[H, W]``.

@@ -225,9 +225,13 @@ def _sync(folder: Path, *, inside: bool = True) -> None:
             with entry.open("rb") as stream:
                 os.fsync(stream.fileno())
     number = os.open(folder, os.O_RDONLY)
-    with contextlib.suppress(OSError):  # some file systems sync files only
+    try:
         os.fsync(number)
-    os.close(number)
+    except OSError as exc:  # some file systems sync files only
+        if exc.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+    finally:
+        os.close(number)
 
 
 @contextmanager
