@@ -199,6 +199,13 @@ def v4l2_driver(tmp_path_factory) -> Path:
     return build_driver(tmp_path_factory.mktemp("v4l2"))
 
 
+@pytest.fixture
+def rtx(monkeypatch) -> None:
+    """Plans are TensorRT-RTX's, which builds them without a GPU."""
+    pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install '.[rtx]'")
+    monkeypatch.setenv("ZSSEG_TENSORRT", "tensorrt_rtx")
+
+
 @pytest.fixture(scope="module")
 def without_gradients() -> Iterator[None]:
     """Runs a module's fixtures and tests in torch's no_grad."""

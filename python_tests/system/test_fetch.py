@@ -4,7 +4,6 @@ import gzip
 import hashlib
 import json
 import os
-import resource
 import shutil
 import signal
 import socket
@@ -22,6 +21,7 @@ from huggingface_hub import constants
 
 from support.command_line import python, run
 from support.errors import refused
+from support.full_disk import disk_with_room_for
 from support.hub_server import COMMIT, serve_hub
 from support.tiny_set import FILE, KEY, REPOSITORY, tiny_set, weights_file
 from zsseg_rt import Bundle, Engine, EngineConfig
@@ -549,12 +549,8 @@ def test_too_little_space_is_told_before_the_download(hub, monkeypatch):
 
 
 def test_a_full_disk_keeps_what_came(hub):
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
-    try:
+    with disk_with_room_for(1 << 20):
         assert "set ZSSEG_HOME" in failed("cannot be written: File too large")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert 0 < partial_file().stat().st_size <= 1 << 20
     assert is_whole()
 

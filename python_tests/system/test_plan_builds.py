@@ -21,13 +21,9 @@ from zsseg_rt.runtime import plan_builds
 from zsseg_rt.runtime.families.registry import create_family
 from zsseg_rt.runtime.plan_builds import BuildSettings, build_plans
 
+pytestmark = pytest.mark.usefixtures("rtx")
+
 STORED = Path(__file__).parents[1] / "bundles/v1"
-
-
-@pytest.fixture(autouse=True)
-def rtx(monkeypatch):
-    pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install '.[rtx]'")
-    monkeypatch.setenv("ZSSEG_TENSORRT", "tensorrt_rtx")
 
 
 def test_an_engine_of_that_gpu_finds_the_plans(tmp_path):

@@ -3,7 +3,6 @@
 import sys
 
 import numpy as np
-import onnx
 import pytest
 
 from support import golden_tips
@@ -14,7 +13,7 @@ torch = pytest.importorskip("torch")
 
 from support.golden import case_of, load  # noqa: E402
 from support.golden_tips import model_of  # noqa: E402
-from support.graph_runs import run_file  # noqa: E402
+from support.graph_runs import run_encoder, run_file  # noqa: E402
 from zsseg_rt import Bundle, Engine, EngineConfig, models  # noqa: E402
 from zsseg_rt.cli.output import EXIT_FAILURE, EXIT_OK  # noqa: E402
 from zsseg_rt.errors import (  # noqa: E402
@@ -29,7 +28,6 @@ from zsseg_rt.export import export_bundle, verify_bundle  # noqa: E402
 from zsseg_rt.export.architectures.tips import TipsSettings, export_tips_files  # noqa: E402
 from zsseg_rt.networks.tips import TipsImage, TipsText, dense_embeds  # noqa: E402
 from zsseg_rt.onnx.arrays import Arrays  # noqa: E402
-from zsseg_rt.onnx.graph import Graph  # noqa: E402
 from zsseg_rt.onnx.writer import save_onnx  # noqa: E402
 from zsseg_rt.ops import reference  # noqa: E402
 from zsseg_rt.text.piece_tokenizer import PieceTokenizer  # noqa: E402
@@ -70,13 +68,7 @@ def tower_of(c):
 
 
 def run_graph(tower, image, path):
-    """OpenVINO's results of the written graph."""
-    graph = Graph()
-    embeds = dense_embeds(graph, tower, graph.input("image", image.shape))
-    graph.output("patch_embeds", embeds)
-    save_onnx(graph.network(), "image_encoder", path)
-    onnx.checker.check_model(onnx.load(path), full_check=True)
-    return run_file(path, {"image": image})["patch_embeds"]
+    return run_encoder(lambda graph, x: dense_embeds(graph, tower, x), image, path)
 
 
 @pytest.mark.parametrize("case", SHAPES)

@@ -14,7 +14,7 @@ from support import golden_cat_seg, tiny
 from support.descriptor_models import run_parts
 from support.errors import refused
 from support.golden import assert_close, case_of, load
-from support.graph_runs import run_file
+from support.graph_runs import run_encoder, run_file
 from support.tiny_zeroseg import zeroseg_model
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.export.architectures import cat_seg as cat_seg_export
@@ -85,11 +85,7 @@ def embed(ops, model, image):
 
 
 def run_graph(model, image, path):
-    graph = Graph()
-    graph.output("patch_embeds", embed(graph, model, graph.input("image", image.shape)))
-    save_onnx(graph.network(), "image_encoder", path)
-    onnx.checker.check_model(onnx.load(path), full_check=True)
-    return run_file(path, {"image": image})["patch_embeds"]
+    return run_encoder(lambda graph, x: embed(graph, model, x), image, path)
 
 
 @pytest.mark.parametrize("case", SMALL)

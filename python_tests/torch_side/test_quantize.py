@@ -118,7 +118,7 @@ def quantised(quantised_in):
 
 
 @needs_vnni
-def test_a_bundle_holds_what_was_measured(quantised, photos):
+def test_a_bundle_holds_what_was_measured(quantised):
     bundle, report = quantised
     spec = bundle.quantization["int8"]
     assert spec == report.spec
@@ -196,7 +196,7 @@ def test_int8_is_refused_on_a_cpu_that_gains_nothing(tmp_path, capsys, monkeypat
 
 
 @needs_vnni
-def test_below_the_gate_only_the_report_is_written(photos, tmp_path, monkeypatch, capsys):
+def test_below_the_gate_only_the_report_is_written(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(quantizing, "measure", lambda *_: Agreement(clear=0.5, everywhere=0.4))
     report, out = tmp_path / "report.json", tmp_path / "new.zsseg"
     options = ("--photos", photos, "--out", out, "--json", report)
@@ -367,12 +367,6 @@ def build_plan(path, precision, capability):
     axes = {"classes": (1, 8, 64), "regions": (1, 2, 4)}
     options = BackendOptions(compute_capability=capability, dynamic_axes=axes)
     return _tensorrt.BACKEND.build_plan(path, precision=precision, options=options).report
-
-
-@pytest.fixture
-def rtx(monkeypatch):
-    pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install '.[rtx]'")
-    monkeypatch.setenv("ZSSEG_TENSORRT", "tensorrt_rtx")
 
 
 @needs_vnni

@@ -14,6 +14,7 @@ from zsseg_rt.export.graph_files import GRAPH_PRECISIONS
 
 pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install '.[rtx]'")
 torch = pytest.importorskip("torch", reason="needs pip install '.[train]'")
+pytestmark = pytest.mark.usefixtures("rtx")
 # Blocks that attend, and how many of them one fused kernel serves: RTX 1.7 has none for float32
 ATTENTION_BLOCKS = {"image_encoder": 3, "decoder": 2}
 
@@ -32,11 +33,6 @@ def graphs(tmp_path_factory):
     yield folder
     for path in folder.glob("*.onnx"):  # 200 MB
         path.unlink()
-
-
-@pytest.fixture(autouse=True)
-def rtx(monkeypatch):
-    monkeypatch.setenv("ZSSEG_TENSORRT", "tensorrt_rtx")
 
 
 def build(path, precision, **options):

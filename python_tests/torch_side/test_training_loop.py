@@ -3,14 +3,12 @@
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import zipfile
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,6 +17,7 @@ import torch
 pytest.importorskip("accelerate")
 
 from support.errors import refused
+from support.full_disk import disk_with_room_for
 from support.toy_training import ToyTask, alike, config, losses_of, toy_batches, train
 from zsseg_rt.errors import ArgumentError, CheckpointError, PrecisionNotApplied, TrainingError
 from zsseg_rt.training.config import OptimizerConfig
@@ -226,22 +225,11 @@ def test_what_is_not_finite_is_not_saved(tmp_path):
     assert CheckpointFolder(tmp_path / "checkpoints").steps() == []
 
 
-@contextmanager
-def files_of_at_most(size):
-    """A full disk, for this process's files."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 @pytest.mark.parametrize("size", [8_000, 16_000])
 def test_a_checkpoint_that_cannot_be_written_keeps_the_last_and_says_so(tmp_path, size):
     train(tmp_path, config=config(iterations=3))
     message = "step-00000006.pt: .*File too large.*step-00000003.*--resume"
-    with files_of_at_most(size), pytest.raises(TrainingError, match=message):
+    with disk_with_room_for(size), pytest.raises(TrainingError, match=message):
         train(tmp_path, resume=True)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000003.pt"]
     assert train(tmp_path, resume=True).finished

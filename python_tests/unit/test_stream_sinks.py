@@ -4,11 +4,9 @@ import json
 import logging
 import os
 import re
-import resource
 import tempfile
 import threading
 import time
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +15,7 @@ import numpy as np
 import pytest
 
 from support.errors import refused
+from support.full_disk import disk_with_room_for
 from support.recordings import LONG, finish, frames_of, open_sink, open_writer, result, write
 from support.streams import ReaderNow, wait_until
 from zsseg_rt.common.recordings import Rotation
@@ -115,17 +114,6 @@ def noise(count):
         seg = result(number, (240, 320))
         seg.frame.image[:] = draw.integers(0, 256, seg.frame.image.shape)
         yield seg
-
-
-@contextmanager
-def disk_with_room_for(num_bytes):
-    """Lets no file of this process grow any further; Python ignores the signal for it."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_full_disk_ends_the_video_with_one_error_and_leaves_it_playable(tmp_path, caplog):
