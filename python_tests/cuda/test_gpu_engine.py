@@ -1,6 +1,6 @@
 """The engine on a GPU, on the stored bundles: torch-CUDA runs the graphs, our kernels the rest.
 
-Needs torch, onnx and a GPU that torch sees; no other package of the tests.
+Needs torch and a GPU that torch sees; no other package of the tests.
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ ON_GPU = {"device": "cuda:0", "backend": "torch"}
 @pytest.fixture(autouse=True)
 def gpu():
     """Skip, or fail where a GPU is required."""
-    pytest.importorskip("onnx")
+    pytest.importorskip("torch")
     require_cuda()
 
 

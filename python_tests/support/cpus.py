@@ -46,7 +46,6 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, cpu: str, *, computes: bool = Fals
     capabilities, hint, is_fast = CPUS[cpu]
     core = Core(capabilities, hint, _openvino.process_core() if computes else None)
     monkeypatch.setattr(_openvino, "process_core", lambda: core)
-    monkeypatch.setattr(_openvino, "process_core", lambda: core)
     monkeypatch.setattr(_openvino, "has_vnni", lambda: is_fast)
 
 

@@ -105,7 +105,7 @@ def place(
     Without ``computes``, graphs of a device are only looked at.
     """
     if not registry.is_installed("openvino"):
-        pytest.importorskip("onnx", reason="without OpenVINO torch reads graphs by onnx")
+        pytest.importorskip("torch", reason="graphs run on OpenVINO or torch")
     usual = "openvino" if registry.is_installed("openvino") else "torch"
     host, real = registry.get_backend(host_name or usual), registry.get_backend
 

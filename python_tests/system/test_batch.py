@@ -174,7 +174,7 @@ def test_lanes_for_photos():
         assert lanes_for(photos, EngineConfig(device="cpu", **config)) == lanes
 
 
-def test_overlays_as_jpeg(colour_bundle, many, tmp_path, capsys):
+def test_overlays_as_jpeg(colour_bundle, many, tmp_path):
     arguments = ("segment", many / "03.png", "-b", colour_bundle, "--classes", "red,blue")
     images = []
     for kind in ("png", "jpg"):
@@ -332,7 +332,7 @@ def test_names_that_are_not_utf8_are_resumed_and_shown_in_ascii(folder, colour_b
 
 
 def test_results_among_the_photos_are_not_photos_unless_they_are_named(
-    folder, colour_bundle, tmp_path, caplog, capsys, monkeypatch
+    folder, colour_bundle, caplog, capsys, monkeypatch
 ):
     monkeypatch.setattr(logging, "basicConfig", lambda **_: None)  # it would take caplog's handler
     names = []

@@ -252,7 +252,7 @@ def test_formats_of_other_programs_are_written_beside_the_images(tmp_path, capfd
         assert annotation["area"] == (labels + 1 == annotation["category_id"]).sum()
 
 
-def test_the_bundle_that_ships_has_a_name(tmp_path, capfd):
+def test_the_bundle_that_ships_has_a_name(tmp_path):
     bundles = {"demo": "photos", "demo-photos": "photos", "demo-scenes": "scenes"}
     for name, bundle in bundles.items():
         assert find_bundle(name) == demo_bundle(bundle)
@@ -279,7 +279,7 @@ def test_names_stay_on_their_line_and_json_means_what_it_meant(text):
         assert not set("\u202e\u2066\ufeff") & set(line)
 
 
-def test_tables_and_lines_of_the_log_escape_alike(capsys, monkeypatch):
+def test_tables_and_lines_of_the_log_escape_alike(capsys):
     from rich.table import Table
 
     table = Table("name", box=None)

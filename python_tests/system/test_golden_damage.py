@@ -133,7 +133,7 @@ def test_embeddings_of_the_regions_must_fit_too(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
-def test_a_small_file_with_gigabytes_of_zeros_takes_no_memory(bundle, sound):
+def test_a_small_file_with_gigabytes_of_zeros_takes_no_memory(bundle):
     zeros = io.BytesIO()
     with zipfile.ZipFile(zeros, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for name in ("image", "patch_embeds"):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import typer
 
-pytest.importorskip("onnx")
+pytest.importorskip("torch")
 
 from support import documents
 from support.reader_folder import NAMES, add_bundles, add_photos, add_run

@@ -175,6 +175,7 @@ def test_graphs_are_plain_and_name_no_machine(exported):
 
 def test_float16_keeps_norms_and_softmax_in_float32(exported):
     system, _, bundle = exported
+    compared = set()
     for name, model in graph_files(bundle):
         if not name.endswith("float16"):
             continue
@@ -188,12 +189,16 @@ def test_float16_keeps_norms_and_softmax_in_float32(exported):
                 assert types == {TensorProto.FLOAT}, (name, node.name)
             elif node.op_type in ("MatMul", "Conv"):
                 assert types == {TensorProto.FLOAT16}, (name, node.name)
+            compared.add((name.split()[0], node.op_type))
         for value in (*model.graph.input, *model.graph.output):
             half = value.name in FAMILIES[system.family].half_tensors
             expected = TensorProto.FLOAT16 if half else TensorProto.FLOAT
             assert value.type.tensor_type.elem_type == expected, value.name
         full, half = (bundle.graphs[name.split()[0]][kind].bytes for kind in ("float32", "float16"))
         assert half < 0.65 * full
+    for operator in ("LayerNormalization", "Softmax", "MatMul"):
+        graphs = {name for name, kind in compared if kind == operator}
+        assert graphs == system.graphs - {"text_encoder"}
 
 
 def test_backends_agree(exported):

@@ -13,6 +13,7 @@ from support.errors import refused
 from support.graphs import write_graph
 from zsseg_rt import Bundle, Engine, EngineConfig
 from zsseg_rt.backends.registry import Placement
+from zsseg_rt.bundles.specs import FAMILIES
 from zsseg_rt.common import process
 from zsseg_rt.common.process import cpu_quota, threads_in_quota, usable_cpus
 from zsseg_rt.doctor import examine
@@ -52,9 +53,11 @@ def plan(bundle, **settings):
 
 
 def test_every_family_has_a_plan():
-    stored = Path(__file__).parents[1] / "bundles/v1"
-    for path in stored.glob("*.zsseg"):
-        one = plan(Bundle.load(path), precision="float32")
+    stored = (Path(__file__).parents[1] / "bundles/v1").glob("*.zsseg")
+    bundles = [Bundle.load(path) for path in stored]
+    assert {bundle.family for bundle in bundles} == set(FAMILIES)
+    for bundle in bundles:
+        one = plan(bundle, precision="float32")
         assert min(one.weights, one.activations) > 0
 
 

@@ -25,21 +25,17 @@ def encoder(zegclip_bundle):
     return bundle.path / bundle.graph("image_encoder", "float32").file
 
 
-@pytest.fixture
-def image(encoder):
-    def make(session):
-        (spec,) = session.inputs
-        shape = tuple(int(size) for size in spec.shape)
-        return {spec.name: np.random.default_rng(0).random(shape, np.float32)}
-
-    return make
+def feeds_of(session):
+    (spec,) = session.inputs
+    shape = tuple(int(size) for size in spec.shape)
+    return {spec.name: np.random.default_rng(0).random(shape, np.float32)}
 
 
 @pytest.mark.parametrize("backend", ["openvino", "torch"])
-def test_nodes_are_timed_under_the_graph_s_names(encoder, image, backend):
+def test_nodes_are_timed_under_the_graph_s_names(encoder, backend):
     graph = get_backend(backend).load(encoder, device="cpu", precision="float32", options=COUNTING)
     session = graph.session()
-    feeds = image(session)
+    feeds = feeds_of(session)
     before = {name: np.array(array) for name, array in session.run(feeds).items()}
     nodes = session.profile(feeds, runs=5)
     names = [node.name for node in onnx.load(encoder).graph.node]

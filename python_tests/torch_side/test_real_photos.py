@@ -9,8 +9,6 @@ import pytest
 from benchmarks import photo_demo, real_photos
 from zsseg_rt import cli
 
-pytest.importorskip("onnx")
-
 
 @pytest.fixture(scope="module")
 def voc_bundle(shared_dir, tmp_path_factory):

@@ -113,7 +113,9 @@ def test_a_steadied_stream_gives_what_a_memory_gives(engine, tmp_path):
         for name in ["red"] * 4 + ["blue"] * 4
     ]
     path, memory = write_video(tmp_path / "in.mp4", images, gop=1), FrameMemory()
-    for seg in engine.stream(path, steady=True):
+    segs = list(engine.stream(path, steady=True))
+    assert len(segs) == len(images)
+    for seg in segs:
         alone = engine.segment(seg.frame.image, memory=memory)
         np.testing.assert_array_equal(seg.labels, alone.labels)
         assert "steady" in seg.times

@@ -146,7 +146,7 @@ def test_a_bundle_may_ask_for_windows(plain_bundle, tmp_path):
         label(asking, frame)
 
 
-def test_settings_that_contradict_are_refused(plain_bundle):
+def test_settings_that_contradict_are_refused():
     with refused(ConfigError, "resize"):
         EngineConfig(windows="auto", resize="letterbox")
 

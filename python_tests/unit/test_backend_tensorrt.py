@@ -510,6 +510,7 @@ def test_kernels_are_compiled_once(rtx, graph_path, tmp_path):
     assert compiled(rtx) == ["compile context"]
     assert len(kept(tmp_path)) == 1  # at once: a process may end without a word
     run(session)
+    run(graph.session())  # of the same graph: they share what was compiled
     session.close()
     graph.close()
     assert compiled(rtx) == ["compile for [(1, 3, 8)]"]

@@ -24,12 +24,12 @@ FLAVOURS = ("tensorrt", "tensorrt_rtx")
 GPU_TESTS = re.compile(r"needs_cuda|\bdevice\.(place|holds)\(|\bdef test_\w+\(device\b")
 ENGINE_TESTS = "test_gpu_engine.py"
 QUICK_TESTS = ("test_ops_laws.py",)
-# What the engine needs of torch and ONNX on the GPU, or the reason why it cannot have it.
+# What the engine needs of torch on the GPU, or the reason why it cannot have it.
 TORCH_FACTS = """
 try:
-    import torch, onnx
+    import torch
 except ImportError as exc:
-    raise SystemExit(f"needs the packages torch and onnx: {exc}")
+    raise SystemExit(f"needs the package torch: {exc}")
 if not torch.cuda.is_available():
     raise SystemExit(f"torch {torch.__version__} sees no GPU: it needs a CUDA build of torch")
 """
