@@ -123,6 +123,7 @@ class Builder:
         config.progress_monitor.phase_start("Timing", "Building", 2)
         going_on = config.progress_monitor.step_complete("Timing", 0)
         config.progress_monitor.phase_finish("Timing")
+        config.progress_monitor.step_complete("Timing", 1)  # late
         config.progress_monitor.step_complete("Building", 0)
         config.progress_monitor.phase_finish("Building")
         if not going_on or self.trt.fails("build"):

@@ -169,6 +169,10 @@ def test_cache_is_used_and_built_again_where_it_does_not_fit(graph, tmp_path):
     checksums.unlink()
     check(load(graph, cache_dir=cache_dir))
     assert list(json.loads(checksums.read_text())["key"]) == [cache_files(cache_dir)[0].name]
+    cache_files(cache_dir)[0].unlink()
+    blob.symlink_to("/proc/self/mem")  # which cannot be read
+    check(load(graph, cache_dir=cache_dir))
+    assert not blob.is_symlink()
     check(load(write_scale(graph, 5.0), cache_dir=cache_dir), 5.0)
 
 

@@ -29,8 +29,6 @@ from zsseg_rt.export.exporters import EXPORTERS
 from zsseg_rt.export.options import ENCODER_OPTIONS, MODEL_OPTIONS, ExportOptions
 from zsseg_rt.models import from_official
 from zsseg_rt.models.registry import find_builder
-from zsseg_rt.onnx.graph import Graph
-from zsseg_rt.onnx.half import to_half
 
 SIZES = tiny.TinySizes(text_vocab=49408, text_length=77, num_layers=3)
 NAMES = [f"name {index}" for index in range(7)]
@@ -261,16 +259,6 @@ def test_bad_arguments_write_nothing(name, tmp_path):
     with refused(CheckpointError, "model"):
         export_bundle(torch.nn.Linear(2, 2), path)
     assert list(tmp_path.iterdir()) == []
-
-
-# --- graphs of ZegCLIP, and of single operators ---------------------------------------------------
-
-
-def test_weight_beyond_float16_is_named():
-    graph = Graph()
-    graph.output("y", graph.matmul(graph.input("x", (1, 1)), np.full((1, 1), 1e6, np.float32)))
-    with refused(CheckpointError, None, "65504"):
-        to_half(graph.network())
 
 
 # --- options: each exists, is documented and read, or is refused ----------------------------------

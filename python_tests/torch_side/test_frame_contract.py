@@ -27,8 +27,10 @@ from support.frame_kinds import (
     vocabulary,
 )
 from support.host_backend import host_backend
-from zsseg_rt import Bundle, FrameMemory
+from zsseg_rt import Bundle, FrameMemory, ops
 from zsseg_rt.runtime import captures
+from zsseg_rt.runtime.clock import StageClock
+from zsseg_rt.runtime.families import segment_tokens
 
 # In how many parts a frame is recorded: the host looks at something before each but the first.
 PARTS = {"descriptor": 1, "dense": 1, "segment_tokens": 1, "aggregation": 2, "proposals": 3}
@@ -286,11 +288,23 @@ def test_labels_on_a_gpu_are_the_cpu_s(monkeypatch, bundle, session_kind, settin
 @pytest.mark.needs_cuda
 def test_labels_that_become_classes_on_the_host_are_drawn_there(monkeypatch):
     require_cuda()
+    marks = []
+    monkeypatch.setattr(StageClock, "mark", lambda self, stage: marks.append(stage))
     with open_engine("segment_tokens", host_backend(monkeypatch, "foreign arrays")) as engine:
         engine.set_classes([["name 0", "name 3"], "name 1"])
         for kind in ("RGB on the GPU", "planes on the GPU"):
             result = label(engine, kind, 1, alpha=0.5)
             assert_same(result, label(engine, kind, 1, alpha=0.5, as_pixels=True))
+    assert marks.count("results") == 4  # once in every frame
+
+
+def test_on_the_cpu_segments_are_compared_before_pixels_are_labelled(monkeypatch):
+    monkeypatch.setattr(segment_tokens, "segment_scores", lambda *rows: 1 / 0)
+    monkeypatch.setattr(ops, "upsample_argmax", None)
+    with open_engine("segment_tokens", {"device": "cpu"}) as engine:
+        engine.set_classes(["name 0", "name 1"])
+        with pytest.raises(ZeroDivisionError):
+            engine.segment(frame())
 
 
 # --- without a GPU --------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from zsseg_rt.backends.registry import get_backend
 from zsseg_rt.errors import ArgumentError, BackendError
 from zsseg_rt.onnx.arrays import NUMPY, compute
 from zsseg_rt.onnx.check import Flow, check_graph
+from zsseg_rt.onnx.half import to_half
 from zsseg_rt.onnx.on_torch import OnTorch
 from zsseg_rt.onnx.operations import DTYPES
 from zsseg_rt.onnx.reader import read_network
@@ -202,6 +203,8 @@ def test_windows_and_sizes_are_those_of_onnxruntime(name, inputs, attributes):
     assert_computes(model, feeds, expected)
     values = Flow(read_network(model.SerializeToString())).run().values
     assert values[model.graph.output[0].name].shape == expected[0].shape
+    halved = Flow(to_half(read_network(model.SerializeToString()))).run().values
+    assert halved[model.graph.output[0].name].shape == expected[0].shape
 
 
 @pytest.mark.parametrize("name", ["Softmax", "LogSoftmax"])

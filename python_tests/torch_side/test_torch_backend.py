@@ -24,13 +24,15 @@ from zsseg_rt.backends._torch_program import (  # noqa: E402
     Program,
     exact_float32,
     no_cudnn_attention,
+    stored_precision,
 )
 from zsseg_rt.backends.base import BackendOptions, RecordingSession  # noqa: E402
-from zsseg_rt.errors import BackendError  # noqa: E402
+from zsseg_rt.errors import BackendError, CheckpointError, PrecisionNotApplied  # noqa: E402
 from zsseg_rt.networks.layers import Block, residual_block  # noqa: E402
 from zsseg_rt.onnx.arrays import Arrays  # noqa: E402
 from zsseg_rt.onnx.graph import Graph  # noqa: E402
 from zsseg_rt.onnx.half import to_half  # noqa: E402
+from zsseg_rt.onnx.network import weight_of  # noqa: E402
 from zsseg_rt.onnx.on_torch import OnTorch  # noqa: E402
 from zsseg_rt.onnx.operations import Linear, Norm  # noqa: E402
 from zsseg_rt.onnx.reader import map_file, read_network  # noqa: E402
@@ -89,7 +91,7 @@ def test_fused_attention_computes_the_same(tmp_path, mask, precision):
     save_onnx(with_exact_halves(network(mask, precision)), "g", tmp_path / "g.onnx")
     read = read_network(map_file(tmp_path / "g.onnx"))
     plain, fused = Program(read), Program(read)
-    assert plain.precision == precision
+    assert stored_precision(read) == precision
     assert fused.fuse_attention() == BLOCKS
     assert [node.kind for node in fused.nodes].count("FusedAttention") == BLOCKS
     assert "Softmax" not in {node.kind for node in fused.nodes}
@@ -146,6 +148,21 @@ def test_an_operator_that_torch_does_not_run_is_refused():
     graph.output("y", graph.apply("DequantizeLinear", (quantised, *scale)))
     with refused(BackendError, "g.onnx", "QuantizeLinear"):
         Program(graph.network(), "g.onnx")
+
+
+def test_in_half_sizes_stay_and_weights_beyond_float16_are_refused(tmp_path):
+    graph, options = Graph(), {"device": "cpu", "options": BackendOptions()}
+    scales = graph.apply("Constant", (), value=weight_of(np.float32([1, 1, 4 / 3, 1])))
+    x = graph.mul(graph.input("x", (1, 1, 384, 1)), np.full((1, 1), 1e6, np.float32))
+    graph.output("y", graph.apply("Resize", (x, np.zeros(0, np.float32), scales), mode=b"nearest"))
+    with refused(CheckpointError, None, "65504"):
+        to_half(graph.network())
+    save_onnx(graph.network(), "g", tmp_path / "g.onnx")
+    with refused(PrecisionNotApplied, "precision", "'float32'", "'bfloat16'"):
+        BACKEND.load(tmp_path / "g.onnx", precision="float16", **options)
+    session = BACKEND.load(tmp_path / "g.onnx", precision="bfloat16", **options).session()
+    result = session.run({"x": np.ones((1, 1, 384, 1), np.float32)})["y"]
+    assert result.shape == (1, 1, 512, 1)  # 384 times 4/3 of bfloat16 is 513
 
 
 # --- single operators, on a GPU that is not there -------------------------------------------------
@@ -273,19 +290,22 @@ def test_tf32_is_off_inside_and_as_before_behind(settings):
         pytest.skip("needs torch 2.9's settings")
     for setting in settings:
         setattr(*setting)
-    before = computes_in_tf32()
+    before, above = computes_in_tf32(), torch.backends
+    inherits = HAS_NEWER and cuda.matmul.fp32_precision == above.fp32_precision
     with exact_float32():
         assert computes_in_tf32() == {"products": False, "convolutions": False}
     assert computes_in_tf32() == before
+    if inherits:
+        above.fp32_precision = "ieee"
+        assert cuda.matmul.fp32_precision == "ieee"
 
 
 @pytest.mark.usefixtures("tf32_as_before")
 @pytest.mark.parametrize("setting", [exact_float32, no_cudnn_attention], ids=["tf32", "cudnn"])
 def test_the_last_of_several_threads_gives_a_setting_back(setting):
-    cuda.matmul.allow_tf32 = True
-    ask = cuda.cudnn_sdp_enabled
-    if setting is exact_float32:
-        ask = lambda: cuda.matmul.allow_tf32  # noqa: E731
+    torch.set_float32_matmul_precision("medium")
+    asks = {exact_float32: lambda: cuda.matmul.allow_tf32}
+    ask = asks.get(setting, cuda.cudnn_sdp_enabled)
     second_is_in, first_is_out = threading.Event(), threading.Event()
     states = [ask()]
 
@@ -302,6 +322,7 @@ def test_the_last_of_several_threads_gives_a_setting_back(setting):
     first_is_out.set()
     other.join(10)
     assert [*states, ask()] == [True, False, True]
+    assert torch.get_float32_matmul_precision() == "medium"
 
 
 # --- what a capture of torch's launches needs, with a torch whose CUDA is made up -----------------
@@ -395,4 +416,4 @@ def test_on_a_gpu_attention_is_fused_and_each_capture_has_a_recorder(tmp_path, m
     assert session.capture_state() is not None  # and it is the same at every frame
     assert session.capture_state() == session.capture_state()
     monkeypatch.delattr(torch.cuda.memory, name)  # older torch: pools take other threads' tensors
-    assert session.capture_state() is None
+    assert graph.session().capture_state() is None

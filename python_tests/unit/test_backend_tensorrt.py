@@ -201,7 +201,7 @@ def test_progress_never_falls_ends_at_one_and_may_cancel(trt, native, graph_path
     assert fractions == sorted(fractions)
     assert fractions[0] == 0.0
     assert fractions[-1] == 1.0
-    assert 0.25 in fractions  # half of the first of two steps
+    assert {0.25, 0.5} <= set(fractions)  # half of the first of two steps, and all of it
 
     def cancel(step, fraction):
         raise KeyboardInterrupt

@@ -1,6 +1,7 @@
 """A memory steadies labels along the motion and spares still frames, and never mixes scenes."""
 
 import sys
+import weakref
 from pathlib import Path
 
 import cv2
@@ -64,6 +65,9 @@ def test_scores_of_a_still_scene_settle_on_the_mean(engine):
         steady.append(engine.segment(frame, with_scores=True, memory=memory).scores)
     steps = [np.abs(np.diff(scores[5:], axis=0)).mean() for scores in (plain, steady)]
     assert steps[1] < 0.5 * steps[0]
+    alive = weakref.ref(memory)
+    del memory  # is freed at once, and with it what lies on a GPU
+    assert alive() is None
 
 
 @pytest.mark.parametrize("order", ["rgb", "bgr"])

@@ -506,9 +506,12 @@ def _record(folder: Path) -> Cache:
 
 def _drop_damaged(folder: Path) -> None:
     entries = list(folder.iterdir())
-    if not entries or _record(folder).read(_RECORD, max_bytes=0):
-        return
-    for entry in entries:  # the record says why
+    try:
+        if not entries or _record(folder).read(_RECORD, max_bytes=0):
+            return  # otherwise the record says why
+    except OSError as exc:
+        _log.warning("%s: the cached model cannot be read (%s); compiling again", folder, exc)
+    for entry in entries:
         remove_entry(entry)
 
 

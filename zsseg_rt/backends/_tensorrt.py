@@ -175,9 +175,11 @@ def make_monitor(trt: Any, callback: Callable[[str, float], None] | None) -> Any
             self.note(phase_name, (parent_phase, max(num_steps, 1), 0))
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            parent, steps, _ = self.phases.get(phase_name, (None, step + 1, 0))
-            self.note(phase_name, (parent, steps, step + 1))
-            return self.raised is None
+            with self.lock:
+                phase = self.phases.get(phase_name)
+                if phase is not None:
+                    self.note(phase_name, (*phase[:2], step + 1))
+                return self.raised is None
 
         def phase_finish(self, phase_name: str) -> None:
             self.note(phase_name, None)

@@ -33,7 +33,13 @@ from zsseg_rt.backends.base import (
 )
 from zsseg_rt.common.arrays import Array, TensorSpec, gpu_index, typestr_of, widened
 from zsseg_rt.common.extras import install_command, package_of, unavailable
-from zsseg_rt.errors import DeviceError, DTypeError, PrecisionNotApplied, ShapeError
+from zsseg_rt.errors import (
+    CheckpointError,
+    DeviceError,
+    DTypeError,
+    PrecisionNotApplied,
+    ShapeError,
+)
 from zsseg_rt.onnx.check import Flow, check_graph
 from zsseg_rt.onnx.half import to_half
 from zsseg_rt.ops import core
@@ -68,12 +74,19 @@ class TorchBackend:
         torch = _import_torch()
         target = check_device(torch, device)
         header = check_graph(graph_path)
-        from zsseg_rt.backends._torch_program import Program
+        from zsseg_rt.backends._torch_program import Program, stored_precision
 
-        program = Program(header.network, str(graph_path))
-        applied = _choose_precision(precision, program.precision)
-        if applied != program.precision:
-            program = Program(to_half(header.network, applied), str(graph_path))
+        network, stored = header.network, stored_precision(header.network)
+        applied = _choose_precision(precision, stored)
+        if applied != stored:
+            try:
+                network = to_half(network, applied)
+            except CheckpointError as exc:
+                raise PrecisionNotApplied(
+                    f"precision: expected weights that {applied} holds, got larger ones in "
+                    f"{graph_path}. Use precision='float32' or 'bfloat16'."
+                ) from exc
+        program = Program(network, str(graph_path))
         with torch.inference_mode():
             fused = 0 if device == "cpu" else program.fuse_attention()
             program.place(target)
@@ -116,6 +129,7 @@ class _TorchSession(Session):
         super().__init__(graph)
         self._graph = graph
         self._program: Program | None = program
+        self._captured = self.device != "cpu" and _pools_are_of_threads()
 
     def run(self, feeds: Mapping[str, Array], *, stream: int = 0) -> dict[str, Array]:
         import torch
@@ -169,9 +183,7 @@ class _TorchSession(Session):
         return None if self.device == "cpu" else TorchRecorder(self.device)
 
     def capture_state(self) -> Hashable | None:
-        if self.device == "cpu" or not _pools_are_of_threads():
-            return None
-        return ()  # a capture's memory is its own
+        return () if self._captured else None  # a capture's memory is its own
 
     def close(self) -> None:
         self._program = None

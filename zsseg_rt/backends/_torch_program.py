@@ -48,9 +48,6 @@ class Program:
         self.constants = {
             name: constant for name, constant in self.constants.items() if name in used
         }
-        kinds = {str(getattr(constant, "dtype", "")) for constant in self.constants.values()}
-        halves = [name for name in ("float16", "bfloat16") if f"torch.{name}" in kinds]
-        self.precision = (halves or ["float32"])[0]
         self._prepare()
 
     def _folded(self, nodes: Sequence[Node]) -> list[Node]:
@@ -159,6 +156,16 @@ class Program:
         if not isinstance(result, Tensor):
             tensor = torch.from_numpy(np.array(result)).to(device)
         return tensor.to(self._xp.dtypes[dtype]) if tensor.is_floating_point() else tensor
+
+
+def stored_precision(network: Network) -> str:
+    """The precision of a graph's weights; those that a Cast widens are float32."""
+    stored = dict(network.weights)
+    values = [(node, node.attributes.get("value")) for node in network.nodes]
+    stored |= {node.outputs[0]: each for node, each in values if isinstance(each, Weight)}
+    read = {name for node in network.nodes if node.kind != "Cast" for name in node.inputs}
+    kinds = {weight.dtype for name, weight in stored.items() if name in read}
+    return next((name for name in ("float16", "bfloat16") if name in kinds), "float32")
 
 
 def _constant(weight: Weight) -> Any:
@@ -284,20 +291,35 @@ def _switch_off_tf32() -> Callable[[], None]:
     if hasattr(matmul, "fp32_precision"):
         places += [(each, "fp32_precision", "ieee") for each in (matmul, cudnn.conv, cudnn.rnn)]
     before = [(place, name, _value(place, name)) for place, name, _ in places]
+    try:
+        is_medium = torch.get_float32_matmul_precision() == "medium"  # which no flag can say
+    except RuntimeError:  # the two contradict each other already
+        is_medium = False
 
     def set_all(values: Sequence[tuple[Any, str, Any]]) -> None:
         for place, name, value in values:
             setattr(place, name, value)
 
+    def give_back() -> None:
+        set_all(before[:2])
+        if is_medium:
+            torch.set_float32_matmul_precision("medium")
+        set_all(before[2:])
+
     set_all(places)
-    return lambda: set_all(before)
+    return give_back
 
 
 def _value(place: Any, name: str) -> Any:
+    """A setting; "none" where it is inherited, of which torch reports only what results."""
+    backends: Any = torch.backends
+    if name == "fp32_precision":
+        above = backends if place is backends.cuda.matmul else backends.cudnn
+        return "none" if place.fp32_precision == above.fp32_precision else place.fp32_precision
     try:
         return getattr(place, name)
-    except RuntimeError:  # the two contradict each other already
-        return True
+    except RuntimeError:  # it contradicts the newer one
+        return place.fp32_precision != "tf32"
 
 
 exact_float32 = SharedSetting(_switch_off_tf32)

@@ -1,6 +1,7 @@
 """Turn a float32 network into one in half precision that keeps what overflows in float32.
 
-That is norms, softmax and what is written in a scope ``float32``, between explicit casts.
+That is norms, softmax and what is written in a scope ``float32``, between explicit casts; and what
+becomes a size: the factors of Resize, the bounds of Range.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from zsseg_rt.errors import CheckpointError
 from zsseg_rt.onnx.check import Flow
 from zsseg_rt.onnx.network import Network, Node, Weight
 from zsseg_rt.onnx.operations import ONNX_TYPES
+from zsseg_rt.onnx.table import OPERATORS
 
 # Squares and exponentials: x * x overflows float16 from |x| = 256 on.
 _WIDE = {"LayerNormalization", "InstanceNormalization", "Softmax"}
-_WIDE |= {"ReduceL2", "ReduceSum", "ReduceMean", "Sqrt"}
+_WIDE |= {"ReduceL2", "ReduceSum", "ReduceMean", "Sqrt", "Range"}
+_SIZED = {"Resize", "Range"}  # 24 times 4/3 of float16 is 31
 _MOVES = {"Slice", "Gather", "Reshape", "Transpose", "Split", "Squeeze", "Unsqueeze", "Identity"}
 _WIDE_IN = {
     "float16": _WIDE,
@@ -56,12 +59,15 @@ class _Converter:
         self.nodes: list[Node] = []
         self.weights: dict[str, Weight] = {}
         self._casts: dict[tuple[str, str], str] = {}
+        self._sizing = {name for node in network.nodes for name in _sizing(node)}
 
     def add(self, node: Node) -> None:
         """Add a node in its precision, with the casts around it."""
         wide = self._stays_float32(node)
         kind = "float32" if wide else self._kind
-        inputs = tuple(self._take(name, kind) for name in node.inputs)
+        sizing = _sizing(node)
+        kinds = [kind] * (len(node.inputs) - len(sizing)) + ["float32"] * len(sizing)
+        inputs = tuple(map(self._take, node.inputs, kinds))
         names, casts = list(node.outputs), []
         for index, name in enumerate(node.outputs):
             is_narrow = name in self._half
@@ -81,6 +87,8 @@ class _Converter:
     def _stays_float32(self, node: Node) -> bool:
         if node.kind in _WIDE_IN[self._kind] or "float32" in node.name.partition("/")[0].split("."):
             return True
+        if node.kind == "Constant":
+            return node.outputs[0] in self._sizing
         data = [name for name in node.inputs if name in self._floats]
         computed = [name for name in data if name not in self._network.weights]
         if node.kind == "Div":  # the division by a norm
@@ -105,6 +113,11 @@ class _Converter:
                 self.nodes.append(_cast(name, self._casts[name, kind], kind))
             return self._casts[name, kind]
         return name
+
+
+def _sizing(node: Node) -> tuple[str, ...]:
+    """Its inputs that sizes follow from, which are constants."""
+    return node.inputs[OPERATORS[node.kind].host :] if node.kind in _SIZED else ()
 
 
 def _narrowed(name: str, values: Any, kind: str) -> Weight:

@@ -5,7 +5,8 @@ Arrays are NumPy arrays, or anything with the buffer protocol, ``__dlpack__`` or
 of their elements' size) and of the stated dtype: nothing is copied or converted silently. All
 arrays of a call are on one device, and so is the result: a NumPy array on the CPU and a
 :class:`DeviceArray` on CUDA. bfloat16, which NumPy does not have, is taken from other libraries'
-arrays (torch's, by DLPack) and from a :class:`DeviceArray`.
+arrays (torch's, by DLPack) and from a :class:`DeviceArray`. Where an operation takes small arrays
+from host memory as well, it says so.
 
 What every operation does, unless it says otherwise:
 
@@ -294,8 +295,8 @@ def upsample_argmax(
             stores the class.
         num_classes: int32 ``[1]``: how many of the C classes count, the first ones; logits of the
             others are not read. None: all. It is read when the kernel runs, so that one recorded
-            call serves vocabularies of several sizes. On CUDA a number outside 0 to C counts as
-            the nearest of them.
+            call serves vocabularies of several sizes. A number outside 0 to C is an ArgumentError
+            on the CPU; on CUDA it counts as the nearest of them.
         align: ``"half_pixel"``: pixel i lies at ``(i + 0.5) * h / H - 0.5`` of the grid.
             ``"corners"``: at ``i * (h - 1) / (H - 1)``, so that the outermost cells lie on the
             outermost pixels.
@@ -469,8 +470,9 @@ def crop_regions(
     Args:
         image: float32 ``[3, H, W]``, sides up to 4096; its size is the masks' canvas.
         mask_logits: float32 ``[Q, h, w]``, finite; see :func:`mask_boxes`.
-        regions: Which masks, int32 ``[R]``, up to 64. In host memory, or with ``boxes`` on the
-            GPU, where neither is checked: what lies outside is moved inside.
+        regions: Which masks, int32 ``[R]``, up to 64. It and ``boxes`` are both in host memory,
+            also of an image on the GPU, or both on the image's GPU, where neither is checked: what
+            lies outside is moved inside.
         boxes: ``x1, y1, x2, y2`` of each region, int32 ``[R, 4]`` in host memory, within the image;
             or what :func:`mask_boxes` returned, int32 ``[Q, 5]``, of every mask.
         side: Side of the crops, from 1 to 1024.
@@ -622,7 +624,8 @@ def ink(
 ) -> Array:
     """Lay colours over a window of a picture: ``(255 - w) / 255 * picture + w / 255 * colour``.
 
-    Rounded to nearest after each colour, in integers; CPU and reference agree bit for bit.
+    Rounded to nearest after each colour, in integers; CPU and reference agree bit for bit. Returns
+    ``picture``. On the CPU alone: arrays on a GPU are a DeviceError. A read-only one is refused.
 
     Args:
         picture: uint8 ``[H, W, 3]``, sides from 1 to 32767, which is written.

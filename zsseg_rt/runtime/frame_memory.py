@@ -404,6 +404,7 @@ class Turn:
         memory._spare = None if past is None else past.logits
         self.result = _owned(seg) if memory.skip_still else None
         memory._past = self
+        del self.memory  # which holds this turn: a cycle would keep logits on a GPU
 
     def _motion(self, grid_hw: tuple[int, int]) -> Motion:
         past, estimator = self.memory._past, self.memory._estimator

@@ -305,7 +305,7 @@ class Lane:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _check_memory(self, memory: Any, frame: Any) -> None:
+    def _check_memory(self, memory: object, frame: object) -> None:
         if not isinstance(frame, np.ndarray):
             raise ArgumentError(
                 "memory: expected None for a frame in two planes or on a GPU, got one. Convert "
@@ -321,7 +321,7 @@ class Lane:
         with ops.thread_limit(self._config.num_threads):
             self._begin(state)
             if state.turn is not None:
-                again: Segmentation | None = state.turn.reused()
+                again = state.turn.reused()
                 self._clock.mark("compare")
                 if again is not None:
                     self.workspace.synchronize()
@@ -351,7 +351,9 @@ class Lane:
         pixels: PixelLabels = state.pixels
         in_place = pixels.look_up is None and (pixels.of_classes or vocabulary.is_plain)
         give: Callable[[Any], Any] = workspace.copy if in_place else workspace.place
-        source = (pixels.labels, pixels.scores) if in_place else self._fetch(pixels, state.classes)
+        source = pixels.labels, pixels.scores
+        if not in_place:
+            source = self._fetch(pixels, state.classes, is_last=False)
         labels, scores = give(source[0]), None if source[1] is None else give(source[1])
         drawing: Array | None = None
         if rule.painting is not None and pixels.painted:
@@ -402,13 +404,14 @@ class Lane:
             self._buffered = (classes, captured)
         return self._adopted
 
-    def _fetch(self, pixels: PixelLabels, classes: BoundClasses) -> Labels:
+    def _fetch(self, pixels: PixelLabels, classes: BoundClasses, *, is_last: bool = True) -> Labels:
         """Wait for labels and scores, and do what is left to the host."""
         workspace, on_gpu = self.workspace, self.workspace.device != "cpu"
         labels = workspace.download(pixels.labels)
         scores = None if pixels.scores is None else workspace.download(pixels.scores)
         if on_gpu:
-            self._clock.mark("results")
+            if is_last:
+                self._clock.mark("results")
             workspace.synchronize()
         if pixels.look_up is not None:
             labels, scores = pixels.look_up(labels, classes)

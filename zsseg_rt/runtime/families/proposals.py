@@ -82,7 +82,7 @@ class ProposalsPipeline(Pipeline):
         super().__init__(family, sessions, workspace)
         image, spec = family.preprocess, family.encoder
         self._fusion, self._canvas_hw = family.fusion, image.size_hw
-        self._spec: Any = spec  # RegionEncoderSpec | None
+        self._spec = spec
         self._blank: FloatArray | None = None  # what CLIP sees in an empty mask, [1, D]
         if spec is not None:
             self._region_encoder = sessions["region_encoder"]
@@ -168,6 +168,7 @@ class ProposalsPipeline(Pipeline):
         self, state: FrameState, proposal: _Proposal, by_text: FloatArray, objectness: FloatArray
     ) -> FloatArray:
         """Class probabilities [P, Q]: the segments' own, ``by_text``, where CLIP is not asked."""
+        assert self._spec is not None
         boxes, no_object = np.asarray(proposal.boxes_on_host), proposal.no_object[0]
         asked = np.ones(len(boxes), np.bool_)
         if self._spec.min_score > 0:
@@ -191,6 +192,7 @@ class ProposalsPipeline(Pipeline):
         indices: npt.NDArray[np.intp],
     ) -> FloatArray:
         """Embeddings of the regions of such indices, float32 [len(indices), D] in host memory."""
+        assert self._spec is not None
         height, width = self._canvas_hw
         own, places = distinct_crops(boxes[indices], self._spec.style, height * width)
         regions = indices[own].astype(np.int32)
@@ -212,6 +214,7 @@ class ProposalsPipeline(Pipeline):
         self, state: FrameState, proposal: _Proposal, batches: list[npt.NDArray[np.int32]]
     ) -> list[FloatArray]:
         """Embeddings of every batch of regions, after one wait."""
+        assert self._spec is not None
         workspace, spec = self._workspace, self._spec
         image = reshaped(state.image, state.image.shape[1:])
         most = -(-int(proposal.masks.shape[0]) // spec.batch) + 1  # one for the blank
@@ -239,6 +242,7 @@ class ProposalsPipeline(Pipeline):
 
     def _encode_regions(self, image: Array, proposal: _Proposal, regions: Array) -> Array:
         """Enqueue the encoder's look at some regions, float32 [R, D] on the device."""
+        assert self._spec is not None
         spec, workspace = self._spec, self._workspace
         crops = ops.crop_regions(
             image,
