@@ -1,7 +1,7 @@
 """OpenVINO: precisions are real, and no state of the cache folder can hurt."""
 
 import json
-import logging
+import os
 import shutil
 
 import numpy as np
@@ -89,12 +89,8 @@ from pathlib import Path
 from zsseg_rt.backends._openvino import BACKEND
 from zsseg_rt.backends.base import BackendOptions
 
-def load():
-    return BACKEND.load(
-        Path(sys.argv[1]), device="cpu", precision="float32", options=BackendOptions(num_threads=1)
-    ).session()
-
-first, second = load(), load()
+where = {"device": "cpu", "precision": "float32", "options": BackendOptions(num_threads=1)}
+first, second = (BACKEND.load(Path(sys.argv[1]), **where).session() for _ in range(2))
 for session in (first, second):  # not in reverse order
     session.close()
 del first, second, session
@@ -169,17 +165,53 @@ def test_cache_is_used_and_built_again_where_it_does_not_fit(graph, tmp_path):
     checksums.unlink()
     check(load(graph, cache_dir=cache_dir))
     assert list(json.loads(checksums.read_text())["key"]) == [cache_files(cache_dir)[0].name]
-    cache_files(cache_dir)[0].unlink()
-    blob.symlink_to("/proc/self/mem")  # which cannot be read
-    check(load(graph, cache_dir=cache_dir))
-    assert not blob.is_symlink()
     check(load(write_scale(graph, 5.0), cache_dir=cache_dir), 5.0)
+
+
+BLOB, ENTRY = "*/*.blob", "[0-9a-f]" * 32
+
+
+@pytest.mark.parametrize(
+    ("pattern", "damage"),
+    [
+        (BLOB, lambda entry, content: entry.write_bytes(b"\x93NUMPY\x01\0v\0{'descr':\n" * 9)),
+        (BLOB, lambda entry, content: entry.write_bytes(content[:-2])),
+        (BLOB, lambda entry, content: os.mkfifo(entry)),
+        (BLOB, lambda entry, content: entry.symlink_to("/proc/self/mem")),  # cannot be read
+        ("*/checksums.json", lambda entry, content: entry.write_bytes(b"[" * 200_000)),
+        (ENTRY, lambda entry, content: entry.write_bytes(b"")),
+    ],
+)
+def test_damaged_entries_are_made_again_with_one_warning(graph, tmp_path, caplog, pattern, damage):
+    cache_dir = tmp_path / "cache"
+    check(load(graph, cache_dir=cache_dir))
+    (entry,) = (cache_dir / "openvino").glob(pattern)
+    content = None if entry.is_dir() else entry.read_bytes()
+    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    damage(entry, content)
+    check(load(graph, cache_dir=cache_dir))
+    assert len(caplog.records) == 1, caplog.text
+    assert str(entry) in caplog.text or str(entry.parent) in caplog.text
+    caplog.clear()
+    (blob,) = cache_files(cache_dir)
+    written = blob.lstat().st_mtime_ns
+    check(load(graph, cache_dir=cache_dir))
+    assert (blob.is_file(), blob.lstat().st_mtime_ns) == (True, written), "not made again"
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("place", ["cache", "cache/openvino"])
+def test_a_file_where_a_folder_belongs_only_costs_the_cache(graph, tmp_path, caplog, place):
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    (tmp_path / place).write_text("in the way")
+    check(load(graph, cache_dir=tmp_path / "cache"))
+    assert caplog.records
+    assert (tmp_path / place).read_text() == "in the way"
 
 
 def test_full_disk_is_not_filled_further(graph, tmp_path, caplog, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    with caplog.at_level(logging.WARNING, logger="zsseg_rt"):
-        check(load(graph, cache_dir=tmp_path / "cache"))
+    check(load(graph, cache_dir=tmp_path / "cache"))
     assert "too little for a compiled model" in caplog.text
     assert not cache_files(tmp_path / "cache")

@@ -1,7 +1,6 @@
 """No graph reaches a backend that could end the process, fill its memory or read another file."""
 
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -18,9 +17,7 @@ from zsseg_rt.onnx.reader import OPSETS
 from zsseg_rt.onnx.table import OPERATORS
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
-BUNDLES = Path(__file__).parents[1] / "bundles/v1"
 NAMES = {schema.name for schema in onnx.defs.get_all_schemas() if schema.domain == ""}
-GRAPHS = sorted(BUNDLES.glob("*/*.onnx"))
 
 
 def check(model):
@@ -46,13 +43,6 @@ def model(tmp_path):
         },
     )
     return onnx.load(path)
-
-
-@pytest.mark.parametrize("path", GRAPHS, ids=lambda path: f"{path.parent.stem}-{path.stem}")
-def test_every_stored_graph_passes(path):
-    header, graph = check_graph(path), onnx.load(path).graph
-    assert [spec.name for spec in header.inputs] == [value.name for value in graph.input]
-    assert [spec.name for spec in header.outputs] == [value.name for value in graph.output]
 
 
 @pytest.mark.parametrize("kind", [FLOAT, TensorProto.FLOAT16, INT64, TensorProto.UINT8])
@@ -103,27 +93,17 @@ def test_weights_may_be_raw_or_typed(model, kind, raw):
     assert check(model).inputs[0].name == "image"
 
 
-def test_optional_inputs_may_be_left_out(model):
-    model.graph.node.append(helper.make_node("Resize", ["conv", "", "", "four"], ["big"]))
-    model.graph.initializer.append(numpy_helper.from_array(np.array([1, 4, 8, 8]), "four"))
-    check(model)
-
-
-def test_checking_does_not_read_the_weights(tmp_path):
-    """1500 nodes with weights of 64 MB: only what describes them is looked at."""
-    nodes = [helper.make_node("MatMul", [f"v{i}", "w"], [f"v{i + 1}"]) for i in range(1500)]
-    path = write_graph(
-        tmp_path / "deep.onnx",
-        nodes,
-        {"v0": (FLOAT, [1, 4000])},
-        {"v1500": (FLOAT, [1, 4000])},
-        {"w": np.zeros((4000, 4000), np.float32)},
-    )
+def test_chains_of_as_many_nodes_as_may_be_are_checked_without_their_weights(tmp_path):
+    """Only what describes them is looked at."""
+    nodes = [helper.make_node("MatMul", [f"v{i}", "w"], [f"v{i + 1}"]) for i in range(16_000)]
+    ends = {"v0": (FLOAT, [1, 4000])}, {"v16000": (FLOAT, [1, 4000])}
+    weights = {"w": np.zeros((4000, 4000), np.float32)}
+    path = write_graph(tmp_path / "deep.onnx", nodes, *ends, weights)
     tracemalloc.start()
     check_graph(path)
-    _, peak = tracemalloc.get_traced_memory()
+    peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 8e6
+    assert peak < 4e7
 
 
 # What is done to the model `m`, its graph `g`, its first node `conv` and its first weight `w`, and
@@ -227,38 +207,22 @@ def test_hostile_graph_is_refused(model, statement):
         check(model)
 
 
-DAMAGED = {
-    "not UTF-8": (lambda content: content.replace(b"rows", b"\xff\xfe\xfd\xfc"), "utf-8"),
-    "cut": (lambda content: content[:-5], "truncated|damaged"),
-    "graph given twice": (lambda content: content + b"\x3a\x00", "graph given twice"),
-    "unknown field": (lambda content: content + b"\xfa\x3f\x00", "field 1023 of wire type 2"),
-    "graph of another wire type": (lambda content: content + b"\x38\x01", "field 7 of wire type 0"),
-    "group": (lambda content: content + b"\x3b", "field 7 of wire type 3"),
-    "endless integer": (lambda content: content + b"\x08" + b"\xff" * 20, "a damaged integer"),
-}
-
-
-@pytest.mark.parametrize("name", DAMAGED)
-def test_bytes_that_readers_take_differently_are_refused(model, name):
-    damage, message = DAMAGED[name]
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda content: content.replace(b"rows", b"\xff\xfe\xfd\xfc"), "utf-8"),
+        (lambda content: content[:-5], "truncated|damaged"),
+        (lambda content: content + b"\x3a\x00", "graph given twice"),
+        (lambda content: content + b"\xfa\x3f\x00", "field 1023 of wire type 2"),
+        (lambda content: content + b"\x38\x01", "field 7 of wire type 0"),
+        (lambda content: content + b"\x3b", "field 7 of wire type 3"),
+        (lambda content: content + b"\x08" + b"\xff" * 20, "a damaged integer"),
+    ],
+)
+def test_bytes_that_readers_take_differently_are_refused(model, damage, message):
     content = damage(model.SerializeToString())
     with pytest.raises(BackendError, match=f"g.onnx: expected an ONNX graph, got .*({message})"):
         check_graph(memoryview(content), "g.onnx")
-
-
-def test_damaged_bytes_pass_or_give_a_backend_error(model):
-    content, rng, passed = model.SerializeToString(), np.random.default_rng(0), 0
-    for _ in range(600):
-        cut = rng.integers(1, len(content)) if rng.random() < 0.2 else len(content)
-        damaged = bytearray(content[:cut])
-        for index in rng.integers(0, cut, rng.integers(1, 4)):
-            damaged[index] ^= 1 << rng.integers(0, 8)
-        try:
-            check_graph(memoryview(bytes(damaged)), "g.onnx")
-            passed += 1
-        except BackendError as error:
-            assert str(error).startswith("g.onnx: ")  # noqa: PT017
-    assert passed
 
 
 def test_a_folder_is_no_graph(tmp_path):

@@ -1,34 +1,52 @@
-"""Damaged files are a typed error or a result, and damaged caches are made again."""
+"""Damaged and hostile files are read or a typed error, and take no memory for it."""
 
-import io
+import contextlib
 import json
-import logging
-import os
-import shutil
-from dataclasses import dataclass
+import pickle
+import struct
+import time
+import tracemalloc
+import warnings
+import zipfile
 from random import Random
 
 import cv2
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
+from support.errors import refused
 from support.fakes import write_fake_bundle
-from support.graphs import write_scale
-from support.rtx_plans import PLAN_KEY
+from support.graphs import write_two_inputs
 from zsseg_rt import Bundle
-from zsseg_rt.backends._openvino import BACKEND
-from zsseg_rt.backends.base import BackendOptions
-from zsseg_rt.backends.plan_cache import Plan, PlanCache
 from zsseg_rt.common.files import read_npy
-from zsseg_rt.errors import BundleError, ConfigError, DatasetError, SourceError, VocabularyError
+from zsseg_rt.errors import (
+    BackendError,
+    BundleError,
+    CheckpointError,
+    ConfigError,
+    DatasetError,
+    SourceError,
+    VocabularyError,
+)
 from zsseg_rt.evaluation.datasets.files import read_colour_mask, read_mask
 from zsseg_rt.export.words import tokenizer_json
 from zsseg_rt.integrations.batch import Journal
+from zsseg_rt.models import load_checkpoint, load_clip
+from zsseg_rt.models.clip.weights import random_clip
+from zsseg_rt.onnx.check import check_graph
 from zsseg_rt.photos import read_photo
 from zsseg_rt.results.visualize import encode_label_png, read_label_png
 from zsseg_rt.text.name_lists import read_name_list
 from zsseg_rt.text.tokenizer import Tokenizer, tokenizer_document
+from zsseg_rt.torch_files.shapes import Checked
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated"),
+    pytest.mark.filterwarnings("ignore:Duplicate name"),
+]
 NOISE = np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8)
 TOKENS = (b"", b"\xff", b"[", b'"', b"9" * 30, b"-", b"(", b"\\ud800", b"\0", b"\r\n")
 
@@ -46,190 +64,400 @@ def damaged(content, random):
     return bytes(altered)
 
 
-@dataclass
-class Kind:
-    """A file: its name, its content, what reads it, and the error that it may raise."""
-
-    name: str
-    content: object
-    read: object
-    error: type[Exception]
-    times: int = 100
+def write_npy(path):
+    np.save(path, np.arange(6, dtype=np.float32).reshape(2, 3))
 
 
-def npy():
-    content = io.BytesIO()
-    np.save(content, np.arange(6, dtype=np.float32).reshape(2, 3))
-    return content.getvalue()
-
-
-def photo(suffix):
-    return Kind(
-        f"photo{suffix}", lambda: cv2.imencode(suffix, NOISE)[1].tobytes(),
-        lambda path: read_photo(path).shape[2], SourceError, 40,
-    )  # fmt: skip
-
-
-def few_words():
+def write_tokenizer(path):
     model = json.loads(tokenizer_json())["model"]
     kept = [token for token, number in model["vocab"].items() if number < 512 + 20]
     tokens = [*kept, "<start_of_text>", "<end_of_text>"]
     vocab = {token: number for number, token in enumerate(tokens)}
-    return json.dumps(tokenizer_document(vocab, model["merges"][:20])).encode()
+    path.write_text(json.dumps(tokenizer_document(vocab, model["merges"][:20])))
 
 
-def mask(suffix, read):
-    def content():
-        return cv2.imencode(suffix, NOISE[..., 0])[1].tobytes()
-
-    return Kind(f"mask{suffix}", content, read, DatasetError, 40)
+def write_image(image):
+    return lambda path: cv2.imwrite(str(path), image)
 
 
-KINDS = {
-    "npy": Kind(
-        "rows.npy", npy,
-        lambda path: read_npy(path.read_bytes(), what="rows.npy", max_bytes=24), ValueError, 400,
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2).half())
+
+
+def save_checkpoint(path, zipped=True):
+    meta = {"epoch": 3, "size": torch.Size([1, 2])}
+    content = {"meta": meta, "state_dict": model().state_dict()}
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+
+
+def save_script(path):
+    torch.jit.script(model()[:2]).save(str(path))
+
+
+def rewrite(path, change):
+    """Replace an archive by one whose entries ``change`` gives, by name."""
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with warnings.catch_warnings(), zipfile.ZipFile(path, "w") as archive:
+        for name, content in change(entries).items():
+            archive.writestr(name, content)
+    return entries
+
+
+def write_pickle(save):
+    """The pickle of an archive, which lies beside it."""
+
+    def write(path):
+        save(path.with_suffix(".pkl.pt"))
+        entries = rewrite(path.with_suffix(".pkl.pt"), dict)
+        path.write_bytes(next(entries[name] for name in entries if name.endswith("/data.pkl")))
+
+    return write
+
+
+def read_pickle(path):
+    """Its archive with it, whose checksum then is right."""
+    archive = path.with_suffix(".pkl.pt")
+    rewrite(
+        archive,
+        lambda entries: {
+            name: path.read_bytes() if name.endswith("/data.pkl") else content
+            for name, content in entries.items()
+        },
+    )
+    read_checkpoint(archive)
+
+
+def read_checkpoint(path):
+    with contextlib.suppress(CheckpointError):
+        load_clip(path)
+    load_checkpoint(path)
+
+
+KINDS = {  # a file: what writes it, what reads it, the error that it may raise, how often
+    "rows.npy": (
+        write_npy, lambda path: read_npy(path.read_bytes(), what="rows.npy", max_bytes=24),
+        ValueError, 400,
     ),
-    "labels": Kind(
-        "a.mask.png", lambda: encode_label_png(NOISE[..., 0], NOISE[0]), read_label_png, SourceError
+    "a.mask.png": (
+        lambda path: path.write_bytes(encode_label_png(NOISE[..., 0], NOISE[0])), read_label_png,
+        SourceError, 100,
     ),
-    "bmp": photo(".bmp"),
-    "jpeg": photo(".jpg"),
-    "png": photo(".png"),
-    "tiff": photo(".tif"),
-    "webp": photo(".webp"),
-    "mask, png": mask(".png", read_mask),
-    "mask, tiff": mask(".tif", read_mask),
-    "mask, bmp": mask(".bmp", read_colour_mask),
-    "manifest": Kind(
-        "bundle.json", None, lambda path: Bundle.load(path.parent).verify(), BundleError, 150
+    **{
+        f"photo.{suffix}": (write_image(NOISE), read_photo, SourceError, 40)
+        for suffix in ("bmp", "jpg", "png", "tif", "webp")
+    },
+    "mask.png": (write_image(NOISE[..., 0]), read_mask, DatasetError, 40),
+    "mask.tif": (write_image(NOISE[..., 0]), read_mask, DatasetError, 40),
+    "mask.bmp": (write_image(NOISE[..., 0]), read_colour_mask, DatasetError, 40),
+    "bundle.json": (
+        lambda path: write_fake_bundle(path.parent), lambda path: Bundle.load(path.parent).verify(),
+        BundleError, 150,
     ),
-    "tokenizer": Kind(
-        "tokenizer.json", few_words,
-        lambda path: Tokenizer(path).encode(["a red dog"]), BundleError, 100,
+    "tokenizer.json": (
+        write_tokenizer, lambda path: Tokenizer(path).encode(["a red dog"]), BundleError, 100
     ),
-    "names": Kind(
-        "names.txt", lambda: b"0 road\n1 sky, cloud\n2 __ignore__\n",
+    "names.txt": (
+        lambda path: path.write_text("0 road\n1 sky, cloud\n2 __ignore__\n"),
         lambda path: read_name_list(path, ConfigError, with_ids=True).groups,
         (ConfigError, VocabularyError), 100,
     ),
-    "journal": Kind(
-        "journal.jsonl", lambda: b'{"record": {"key": "a"}, "sha256": "b"}\n',
-        lambda path: Journal(path, "key").read(), (),
+    "journal.jsonl": (
+        lambda path: path.write_text('{"record": {"key": "a"}, "sha256": "b"}\n'),
+        lambda path: Journal(path, "key").read(), (), 100,
     ),
+    "g.onnx": (write_two_inputs, check_graph, BackendError, 600),
+    "a.pth": (save_checkpoint, read_checkpoint, CheckpointError, 75),
+    "old.pth": (lambda path: save_checkpoint(path, False), read_checkpoint, CheckpointError, 150),
+    "a.safetensors": (
+        lambda path: save_file(model().state_dict(), path), read_checkpoint, CheckpointError, 150
+    ),
+    "script.pt": (save_script, read_checkpoint, CheckpointError, 75),
+    "a.pkl": (write_pickle(save_checkpoint), read_pickle, CheckpointError, 75),
+    "script.pkl": (write_pickle(save_script), read_pickle, CheckpointError, 75),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_it_is_read_or_refused_by_name(name, tmp_path):
-    kind, random = KINDS[name], Random(0)
-    if kind.content is None:
-        path = write_fake_bundle(tmp_path / "fake.zsseg") / kind.name
-        content = path.read_bytes()
-    else:
-        path, content = tmp_path / kind.name, kind.content()
-    path.write_bytes(content)
-    kind.read(path)
-    for _ in range(kind.times):
+    write, read, kind, times = KINDS[name]
+    path, random, count = tmp_path / "fake.zsseg" / name, Random(0), 0
+    if name != "bundle.json":
+        path.parent.mkdir()
+    write(path)
+    content = path.read_bytes()
+    read(path)
+    for _ in range(times):
         path.write_bytes(damaged(content, random))
         try:
-            kind.read(path)
-        except kind.error as error:
-            text = str(error)
+            read(path)
+        except kind as error:
+            text, count = str(error), count + 1
             assert path.name in text or path.parent.name in text
             assert "\n" not in text
+    assert count or not kind
 
 
-# --- what is damaged in a cache is made again, with one warning ---
+# --- pickles that ask for much, and archives of TorchScript, whose code is never run --------------
 
 
-class PlanUser:
-    """Uses the cache once; says whether the content was made anew."""
-
-    def __init__(self, folder):
-        self.cache, self.builds = folder / "cache", 0
-
-    def use(self):
-        before = self.builds
-        assert PlanCache(self.cache, PLAN_KEY).get_or_build(self._build).data == b"plan bytes"
-        return self.builds > before
-
-    def _build(self):
-        self.builds += 1
-        return Plan(data=b"plan bytes", report={"layers": []})
+def pickled(*instructions):
+    """A pickle of a state_dict with one float32 tensor, whose last parts are given."""
+    return b"".join(
+        [
+            b"\x80\x02}X\x01\x00\x00\x00wctorch._utils\n_rebuild_tensor_v2\n(",
+            b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpu",
+            b"K\x04tQ",
+            *instructions,
+            b"\x89}tRs.",
+        ]
+    )
 
 
-class OpenVinoUser:
-    def __init__(self, folder):
-        pytest.importorskip("openvino")
-        self.cache, self.graph = folder / "cache", write_scale(folder / "scale.onnx")
-
-    def use(self):
-        before = self._written()
-        options = BackendOptions(num_threads=1, cache_dir=self.cache)
-        session = BACKEND.load(
-            self.graph, device="cpu", precision="float32", options=options
-        ).session()
-        x = np.arange(64, dtype=np.float32)[None]
-        np.testing.assert_allclose(session.run({"x": x})["y"], 3 * x, rtol=1e-2)
-        session.close()
-        return self._written() != before
-
-    def _written(self):
-        blobs = [blob for blob in self.cache.rglob("*.blob") if blob.is_file()]
-        return [(blob.stat().st_ino, blob.stat().st_mtime_ns) for blob in blobs]
+def number(value):
+    data = value.to_bytes(16, "little", signed=True)
+    return b"\x8a\x10" + data
 
 
-# Each is given the free place of the entry and the content it had (None: it was a folder).
-CONTENTS = {
-    "garbage": lambda entry, content: entry.write_bytes(b"\x93NUMPY\x01\0v\0{'descr':\n" * 9),
-    "truncated": lambda entry, content: entry.write_bytes((content or b"xx")[:-2]),
-    "empty": lambda entry, content: entry.write_bytes(b""),
-    "nested": lambda entry, content: entry.write_bytes(b"[" * 200_000),
+def tensor(offset, shape, stride):
+    return pickled(number(offset), number(shape) + b"\x85", number(stride) + b"\x85")
+
+
+def save_archive(path, pickle_bytes, storage=bytes(16), compression=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("a/data.pkl", pickle_bytes)
+        archive.writestr("a/data/0", storage)
+    return path
+
+
+def test_tensors_beyond_their_storage_are_refused(tmp_path):
+    path = save_archive(tmp_path / "a.pth", tensor(0, 4, 1), struct.pack("4f", 1, 2, 3, 4))
+    assert load_checkpoint(path)["w"].tolist() == [1, 2, 3, 4]
+    for parts in (
+        (0, 5, 1), (1, 4, 1), (0, 4, 2), (-1, 4, 1), (0, -4, 1), (0, 4, -1), (2**62, 1, 1),
+        (0, 2**62, 0), (0, 2**40, 0), (2**70, 1, 1), (0, 2, 2**70),
+    ):  # fmt: skip
+        save_archive(path, tensor(*parts))
+        with refused(CheckpointError, "a.pth"):
+            load_checkpoint(path)
+
+
+def test_small_files_take_little_memory(tmp_path):
+    """Compressed zeros, entries that share their bytes, tensors that repeat one number."""
+    good = pickled(number(0), b"K\x04\x85", b"K\x01\x85")
+    save_archive(tmp_path / "bomb.pth", good, bytes(1 << 27), zipfile.ZIP_DEFLATED)
+    save_archive(tmp_path / "wide.pth", tensor(0, 1 << 30, 0))
+    memo = good[:-1] + b"r\xff\xff\xff\x7f."  # the place in the memo makes Python's own take 16 GB
+    save_archive(tmp_path / "memo.pth", memo)
+    tracemalloc.start()
+    for name in ("bomb.pth", "wide.pth"):
+        with pytest.raises(CheckpointError, match="larger than the file"):
+            load_checkpoint(tmp_path / name)
+    load_checkpoint(tmp_path / "memo.pth")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 24
+
+
+def text(value):
+    return b"X" + struct.pack("<I", len(value)) + value.encode()
+
+
+def huge(value):
+    return b"\x8a\xff" + value.to_bytes(255, "little")
+
+
+def entries(keys, value=b"N"):
+    return b"(" + b"".join(key + value for key in keys) + b"u"
+
+
+TENSOR = pickled(number(0), b"K\x04\x85", b"K\x01\x85")[9:-2]  # without the dictionary around it
+ORDERED = b"ccollections\nOrderedDict\n"
+SHAPED = TENSOR.split(b"Q")[0] + b"QK\x00"  # to be followed by shape, strides and the rest
+PAIRS = b"](" + b"".join(text(f"{i:03}") + b"K\x01\x86" for i in range(300)) + b"eq\x01"
+WIDE = b"](" + b"(" + b"K\x01" * 100_000 + b"tq\x01"  # a list that begins with a wide tuple
+END = b"\x89}tR"
+COLLIDING = (number(i * (2**61 - 1)) for i in range(1, 60_000))
+ASKING = {  # each asks for far more than its own size
+    "one list made into many dictionaries": b"]("
+    + PAIRS
+    + (ORDERED + b"h\x01\x85R") * 60_000
+    + b"e.",
+    "pairs of many parts": WIDE + b"(" + b"h\x01" * 4000 + b"tq\x02" + ORDERED + b"h\x02\x85Re.",
+    "a shape of huge numbers": b"]"
+    + huge(2**2039 - 1)
+    + b"q\x01a}"
+    + text("w")
+    + (SHAPED + b"(" + b"h\x01" * 100_000 + b"t(" + b"K\x01" * 100_000 + b"t" + END + b"s."),
+    "nested tuples": b"}" + b")" + b"\x85" * 10_000 + b"K\x01s.",
+    "nested lists": b"}" + b"]" * 1000 + b"a" * 999 + b"K\x01s.",
+    "a shape of many axes": WIDE + (SHAPED + b"h\x01h\x01" + END) * 20_000 + b"e.",
+    "many tuples as keys": b"}" + entries(text(str(i)) + b"K\x01\x86" for i in range(2000)) + b".",
+    "a wide tuple as key": WIDE + b"}" + entries([b"h\x01"] * 60_000) + b"e.",
+    "numbers as keys that share a hash": b"}" + entries(COLLIDING) + b".",
+    "tuples of long texts as names": b"}("
+    + (text("y" * (1 << 20)) + b"q\x01K\x01\x86" + TENSOR + b"q\x02")
+    + b"".join(b"h\x01h\x01M" + struct.pack("<H", i) + b"\x87h\x02" for i in range(500))
+    + b"u.",
 }
-BLOB = "openvino/*/*.blob"
-# One for an entry of the store, whose damages are in unit/test_files, and OpenVINO's own files.
-CASES = [
-    (PlanUser, "engines/*.plan", CONTENTS["truncated"]),
-    (OpenVinoUser, BLOB, CONTENTS["garbage"]),
-    (OpenVinoUser, BLOB, CONTENTS["truncated"]),
-    (OpenVinoUser, BLOB, lambda entry, content: os.mkfifo(entry)),
-    (OpenVinoUser, "openvino/*/checksums.json", CONTENTS["nested"]),
-    (OpenVinoUser, "openvino/" + "[0-9a-f]" * 32, CONTENTS["empty"]),
-]
+SLOW = ("one list made into many dictionaries", "a shape of huge numbers")
 
 
-def replace_entry(user, pattern, damage):
-    (entry,) = user.cache.glob(pattern)
-    content = None if entry.is_dir() else entry.read_bytes()
-    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-    damage(entry, content)
-    return entry
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.nightly] * (n in SLOW)) for n in ASKING]
+)
+def test_what_a_pickle_asks_for_is_bounded(tmp_path, name):
+    save_archive(tmp_path / "a.pth", b"\x80\x02" + ASKING[name])
+    began = time.process_time()
+    tracemalloc.start()
+    with refused(CheckpointError, "a.pth") as error:
+        load_checkpoint(tmp_path / "a.pth")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < (256 << 20)
+    assert time.process_time() - began < 20
+    assert len(str(error.value)) < 2000
 
 
-@pytest.mark.parametrize(("user", "pattern", "damage"), CASES)
-def test_damaged_entries_are_made_again_with_one_warning(tmp_path, caplog, user, pattern, damage):
-    caplog.set_level(logging.WARNING, logger="zsseg_rt")
-    user = user(tmp_path)
-    assert user.use()
-    entry = replace_entry(user, pattern, damage)
-    user.use()
-    assert len(caplog.records) == 1, caplog.text
-    assert str(entry) in caplog.text or str(entry.parent) in caplog.text
-    caplog.clear()
-    assert not user.use(), "the entry was not made again"
-    assert not caplog.records
+@pytest.mark.parametrize("number", ["1", "99999999999", "9" * 5000])
+def test_layers_are_counted_by_those_there(number):
+    """Not by the number in a name, which a model of as many layers would be made for."""
+    there = {"layers.0.weight": torch.zeros(1), f"layers.{number}.weight": torch.zeros(1)}
+    assert Checked(tensors=there, what="CLIP").depth("layers.") == 2
 
 
-@pytest.mark.parametrize("user", [PlanUser, OpenVinoUser])
-@pytest.mark.parametrize("place", ["cache", "part"])
-def test_a_file_where_a_folder_belongs_only_costs_the_cache(tmp_path, caplog, user, place):
-    caplog.set_level(logging.WARNING, logger="zsseg_rt")
-    user = user(tmp_path)
-    parts = [user.cache / part for part in ("engines", "openvino")]
-    for path in [user.cache] if place == "cache" else parts:
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("in the way")
-    user.use()
-    assert caplog.records
-    assert (user.cache if place == "cache" else parts[0]).read_text() == "in the way"
+class Block(nn.Module):
+    """Tensors of several types and strides, and attributes that are no tensors."""
+
+    names: list[str]
+    pair: tuple[int, Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.conv = nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3)
+        self.small = nn.Parameter(torch.randn(5, 3).bfloat16())
+        base = torch.arange(24.0)
+        buffers = {"octets": torch.arange(7, dtype=torch.uint8), "empty": torch.zeros(0, 4)}
+        buffers |= {"scalar": torch.tensor(2.5).double(), "waves": torch.randn(3).cfloat()}
+        buffers |= {"base": base, "part": base[4:16].view(3, 4), "turned": base.view(4, 6).t()}
+        buffers |= {"spread": torch.ones(1).expand(9), "mask": torch.eye(2).bool(), "absent": None}
+        for name, value in buffers.items():
+            self.register_buffer(name, value)
+        self.register_buffer("unsaved", torch.ones(2), persistent=False)
+        self.plain = torch.arange(3)  # a tensor that is neither parameter nor buffer
+        self.names, self.pair = ["a", "b"], (1, torch.ones(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(self.norm(x)).sum() + self.plain.sum()
+
+
+class Outer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = Block()
+        self.again = self.first
+        self.blocks = nn.ModuleList([Block()])
+        self.tied = nn.Parameter(self.first.small)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.blocks[0](x) + self.first(x)
+
+
+@pytest.mark.parametrize("scripted", [True, False])
+def test_tensors_are_those_of_torch(tmp_path, scripted):
+    torch.manual_seed(0)
+    module, path = Outer().train(scripted), str(tmp_path / "a.pt")
+    image = torch.zeros(1, 3, 5, 5)
+    (torch.jit.script(module) if scripted else torch.jit.trace(module, image)).save(path)
+    expected, tensors = torch.jit.load(path).state_dict(), load_checkpoint(path)
+    assert tensors.keys() >= expected.keys()
+    assert len(expected) > 30
+    for key, value in expected.items():
+        assert (tensors[key].dtype, tensors[key].shape) == (value.dtype, value.shape)
+        assert tensors[key].stride() == value.stride() or not value.numel()
+        assert torch.equal(tensors[key], value)
+        assert not tensors[key].requires_grad
+
+
+class Evil(nn.Module):
+    """Writes a file when an archive that holds it is loaded by torch."""
+
+    path: str
+    weight: Tensor
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.path, self.weight = path, torch.zeros(2)
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[str, Tensor, bool]:
+        return (self.path, self.weight, self.training)
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[str, Tensor, bool]) -> None:
+        self.path = state[0]
+        self.training = state[2]
+        written = torch.from_file(state[0], True, 3, dtype=torch.uint8)
+        written.copy_(torch.tensor([104, 105, 10], dtype=torch.uint8))
+        self.weight = state[1] + written.sum()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.weight
+
+
+def test_code_of_a_file_is_never_run(tmp_path):
+    """Nor does OpenCLIP get a path: it would load a folder's or a file's weights itself."""
+    path, target = tmp_path / "evil.pt", tmp_path / "written"
+
+    class Opens:
+        def __reduce__(self):
+            return (open, (str(target), "w"))
+
+    plain = save_archive(tmp_path / "a.pth", pickle.dumps({"state_dict": Opens()}, protocol=2))
+    torch.jit.script(nn.Sequential(Evil(str(target)), nn.Linear(2, 2))).save(str(path))
+    target.unlink(missing_ok=True)
+    for load, file in ((load_checkpoint, plain), (load_checkpoint, path), (load_clip, path)):
+        with refused(CheckpointError, file.name):
+            load(file)
+    pytest.importorskip("open_clip")
+    for architecture in (f"local-dir:{tmp_path}", str(path), "hf-hub:nobody/nothing"):
+        with refused(CheckpointError, "source"):
+            load_clip("openai", architecture=architecture)
+        with refused(CheckpointError, "clip"):
+            random_clip(architecture)
+    assert not target.exists()
+    torch.jit.load(str(path))  # what was done before
+    assert target.read_bytes() == b"hi\n"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (b"FloatStorage", b"QInt8Storage", "made by torch._utils._rebuild_tensor"),
+        (b"torch._utils\n_rebuild_tensor_v2", b"posix\nsystem", "made by posix.system"),
+        (b"_rebuild_tensor_v2", b"_rebuild_qtensor", "made by torch._utils._rebuild_qtensor"),
+        (b"little", b"big", "big-endian"),
+    ],
+)
+def test_strange_tensors_and_byte_orders_are_refused(tmp_path, old, new, message):
+    save_script(tmp_path / "a.pt")
+    rewrite(
+        tmp_path / "a.pt",
+        lambda entries: {
+            name: content if "/code/" in name else content.replace(old, new)
+            for name, content in entries.items()
+        },
+    )
+    with pytest.raises(CheckpointError, match=f"a.pt: .*{message}"):
+        load_checkpoint(tmp_path / "a.pt")
+
+
+def test_modules_that_hold_themselves_are_refused(tmp_path):
+    save_archive(
+        tmp_path / "a.pt", b"\x80\x02c__torch__\nA\n)\x81q\x00}(X\x01\x00\x00\x00mh\x00ub."
+    )
+    with zipfile.ZipFile(tmp_path / "a.pt", "a") as archive:
+        archive.writestr("a/constants.pkl", b"")
+    with refused(CheckpointError, "a.pt"):
+        load_checkpoint(tmp_path / "a.pt")
