@@ -106,8 +106,3 @@ def image(height: int, width: int, salt: str = "") -> Tensor:
 def text_features(salt: str = "", num_classes: int = NUM_CLASSES) -> Tensor:
     """Random unit-norm class embeddings."""
     return tiny.text_embeds(num_classes, 48, salt)
-
-
-def class_prompts(name, templates):
-    """Each template with each synonym of a class name filled in."""
-    return [template.format(part) for template in templates for part in name.split(", ")]
