@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from support.command_line import python
 from support.required import without_streams
 
 READER = Path(__file__).with_name("gstreamer_child.py")
@@ -28,8 +29,7 @@ def _what_is_missing() -> str:
         f"require_elements(load().Gst, {ELEMENTS.split()!r}, 'tests')\n"
         "load_server()\n"
     )
-    call = [sys.executable, "-c", code]
-    done = subprocess.run(call, capture_output=True, text=True, check=False, timeout=WITHIN)
+    done = python("-c", code, timeout=WITHIN)
     return "" if done.returncode == 0 else done.stderr.strip().splitlines()[-1]
 
 
@@ -41,12 +41,8 @@ def require_gstreamer() -> None:
 class Report:
     def __init__(self, lines: list[dict], log: str) -> None:
         self.frames = [line for line in lines if "shape" in line]
-        self.ends = [line for line in lines if "ended" in line or "error" in line]
-        self.log = log
-
-    @property
-    def end(self) -> dict:
-        return self.ends[-1]
+        self.ends = [line for line in lines if "shape" not in line]
+        self.end, self.log = self.ends[-1], log
 
 
 def environment(**variables: str) -> dict[str, str]:
@@ -57,21 +53,10 @@ def environment(**variables: str) -> dict[str, str]:
 
 def read(uris: str | Sequence[str], count: int = 1, *options: str, **variables: str) -> Report:
     """Read pictures of sources in a child; see ``gstreamer_child.py`` for options."""
-    uri_list = [uris] if isinstance(uris, str) else uris
-    call = [sys.executable, str(READER), *uri_list, "--count", str(count), *options]
-    done = subprocess.run(
-        call,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=WITHIN,
-        env=environment(**variables),
-    )
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
-    run = Report(lines, done.stderr)
+    call = [READER, *([uris] if isinstance(uris, str) else uris), "--count", count, *options]
+    done = python(*call, timeout=WITHIN, env=environment(**variables))
     assert done.returncode == 0, done.stderr
-    assert run.ends, done.stderr
-    return run
+    return Report([json.loads(line) for line in done.stdout.splitlines()], done.stderr)
 
 
 @contextmanager
@@ -79,13 +64,11 @@ def reading(uri: str, *options: str, **variables: str):
     """A child that reads in the background; gives its facts line by line."""
     call = [sys.executable, str(READER), uri, "--count", "1000000", *options]
     popen = {"stderr": subprocess.DEVNULL, "text": True, "env": environment(**variables)}
-    child = subprocess.Popen(call, stdout=subprocess.PIPE, **popen)
-    try:
-        yield (json.loads(line) for line in child.stdout)
-    finally:
-        child.kill()
-        child.wait()
-        child.stdout.close()
+    with subprocess.Popen(call, stdout=subprocess.PIPE, **popen) as child:
+        try:
+            yield map(json.loads, child.stdout)
+        finally:
+            child.kill()
 
 
 @contextmanager
@@ -104,17 +87,11 @@ class OverlayServer:
     """A child that serves overlays (``overlay_server.py``); ended with the ``with`` block."""
 
     def __init__(self, address: str = "rtsp://@127.0.0.1:0/seg", *options: str) -> None:
-        self.child = subprocess.Popen(
-            [sys.executable, str(SERVER), address, *options],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment(),
-        )
+        call, pipe = [sys.executable, str(SERVER), address, *options], subprocess.PIPE
+        popen = {"stdin": pipe, "stdout": pipe, "stderr": pipe, "text": True}
+        self.child = subprocess.Popen(call, **popen, env=environment())
         self.begun = self._answer()
         self.port = self.begun.get("port")
-        self.log = ""
         if self.port is not None:
             self.wait_until(lambda facts: facts["written"] >= 1)  # before, there is no such path
 
@@ -136,12 +113,13 @@ class OverlayServer:
             time.sleep(0.05)
         return facts
 
-    def close(self) -> None:
-        """Close its sink, and the process; its log is known then."""
+    def close(self) -> str:
+        """Close its sink, and the process; returns its log."""
         self.tell("close")
         assert "closed" in self._answer()
-        _, self.log = self.child.communicate(timeout=WITHIN)
-        assert self.child.returncode == 0, self.log
+        _, log = self.child.communicate(timeout=WITHIN)
+        assert self.child.returncode == 0, log
+        return log
 
     def _answer(self) -> dict:
         line = self.child.stdout.readline()

@@ -34,25 +34,21 @@ def tell(**facts):
 
 
 class Patient(ReaderNow):
-    def __init__(self, seconds):
-        super().__init__()
-        self.ends_at = time.monotonic() + seconds
-
     def wait(self, seconds):
         return time.monotonic() > self.ends_at
 
 
 def read(source, count, slow):
-    """Tell of so many pictures; returns whether the source ended by itself."""
-    reader, pictures = Patient(PATIENCE), None
+    """Tell of so many pictures, and how it ended."""
+    reader, end = Patient(), {"ended": False}
+    reader.ends_at = time.monotonic() + PATIENCE
+    pictures = source.pictures(reader)
     try:
-        pictures = source.pictures(reader)
         for _ in range(count):
-            picture = next(pictures, None)
-            if picture is None:
-                break
+            picture = next(pictures)
             image = picture.image() if callable(picture.image) else picture.image
-            half = image.shape[1] // 2
+            half, on_gpu = image.shape[1] // 2, picture.on_gpu
+            planes = [on_gpu.luma, on_gpu.chroma] if hasattr(on_gpu, "luma") else []
             tell(
                 shape=image.shape,
                 left=image[:, : half - 8].mean(axis=(0, 1)).tolist(),
@@ -65,20 +61,15 @@ def read(source, count, slow):
                 writable=image.flags.writeable,
                 late=picture.late,
                 dropped=picture.dropped_before,
-                planes=[plane.shape for plane in nv12_planes(picture.on_gpu)],
+                planes=[plane.shape for plane in planes],
             )
             time.sleep(slow)
     except ZssegError as exc:
-        tell(error=type(exc).__name__, message=str(exc), name=source.name, damaged=reader.damaged)
-    else:
-        tell(ended=picture is None, name=source.name, damaged=reader.damaged)
-    finally:
-        if pictures is not None:
-            pictures.close()
-
-
-def nv12_planes(frame):
-    return [frame.luma, frame.chroma] if hasattr(frame, "luma") else []
+        end = {"error": type(exc).__name__, "message": str(exc)}
+    except StopIteration:
+        end = {"ended": True}
+    tell(name=source.name, **end)
+    pictures.close()
 
 
 def main():

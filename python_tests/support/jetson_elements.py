@@ -22,21 +22,18 @@ SIDES = "width=[1,8192],height=[1,8192],framerate=[0/1,1000/1]"
 NVMM = f"video/x-raw(memory:NVMM),format=NV12,{SIDES}"
 BGRX = f"video/x-raw,format=BGRx,{SIDES}"
 RED, BLUE = (255, 0, 0), (0, 0, 255)
-SINK, SRC = Gst.PadDirection.SINK, Gst.PadDirection.SRC
+SINK = Gst.PadDirection.SINK
 
 
-def template(direction, caps):
-    name = "sink" if direction == SINK else "src"
-    wanted = Gst.Caps.from_string(caps)
-    return Gst.PadTemplate.new(name, direction, Gst.PadPresence.ALWAYS, wanted)
-
-
-def element(kind, *templates):
+def element(kind, **pads):
     """A decorator: the class becomes a type of elements with these pads."""
 
     def declare(element):
         element.set_metadata(element.__name__, kind, "stand-in", "tests")
-        for pad in templates:
+        for name, caps in pads.items():
+            direction = SINK if name == "sink" else Gst.PadDirection.SRC
+            wanted = Gst.Caps.from_string(caps)
+            pad = Gst.PadTemplate.new(name, direction, Gst.PadPresence.ALWAYS, wanted)
             element.add_pad_template(pad)
         return element
 
@@ -62,7 +59,7 @@ def numbers_of(caps):
     return structure.get_int("height")[1], structure.get_int("width")[1], f"{top}/{bottom}"
 
 
-@element("Source/Video", template(SRC, NVMM))
+@element("Source/Video", src=NVMM)
 class Camera(GstBase.BaseSrc):
     """Its left half is red, its right half blue. There is one camera, number 0."""
 
@@ -73,12 +70,9 @@ class Camera(GstBase.BaseSrc):
         self.set_live(True)
         self.set_format(Gst.Format.TIME)
         self.set_do_timestamp(True)
-        self.seconds = self.due = 0.0
 
     def do_set_caps(self, caps):
-        self.height, self.width, rate = numbers_of(caps)
-        top, bottom = rate.split("/")
-        self.seconds = int(bottom) / int(top)
+        self.height, self.width, _ = numbers_of(caps)
         return True
 
     def do_create(self, _offset, _size, _given):
@@ -87,18 +81,17 @@ class Camera(GstBase.BaseSrc):
             error = GLib.Error.new_literal(Gst.ResourceError.quark(), "No cameras available", code)
             self.post_message(Gst.Message.new_error(self, error, "stand-in"))
             return Gst.FlowReturn.ERROR, None
-        self.due = max(self.due + self.seconds, time.monotonic())
-        time.sleep(max(self.due - time.monotonic(), 0.0))
+        time.sleep(0.03)
         image = np.empty((self.height, self.width, 3), np.uint8)
         image[:, : self.width // 2], image[:, self.width // 2 :] = RED, BLUE
         return Gst.FlowReturn.OK, buffer_of(nv12_of(image))
 
 
-class Filter:
-    """Gives each buffer on, with caps and pixels of its own.
+@element("Filter/Video", sink=f"{NVMM};{BGRX}", src=f"{BGRX};{NVMM}")
+class Converter(Gst.Element):
+    """NVMM NV12 to BGRx, turned by 180 degrees if it is told so, or back."""
 
-    No element itself: the constructor of an element's base class would see no templates.
-    """
+    flip_method = GObject.Property(type=int, default=0)
 
     def __init__(self):
         super().__init__()
@@ -112,7 +105,13 @@ class Filter:
     def event(self, pad, _parent, event):
         if event.type != Gst.EventType.CAPS:
             return pad.event_default(self, event)
-        caps = Gst.Caps.from_string(self.caps_for(event.parse_caps()))
+        caps = event.parse_caps()
+        self.height, self.width, rate = numbers_of(caps)
+        self.from_nvmm = caps.get_features(0).contains("memory:NVMM")
+        gives = "video/x-raw,format=BGRx" if self.from_nvmm else NVMM.partition(",width")[0]
+        caps = Gst.Caps.from_string(
+            f"{gives},width={self.width},height={self.height},framerate={rate}"
+        )
         return self.get_static_pad("src").push_event(Gst.Event.new_caps(caps))
 
     def chain(self, _pad, _parent, buffer):
@@ -120,28 +119,6 @@ class Filter:
         output = buffer_of(self.pixels_for(data))
         output.pts, output.dts, output.duration = buffer.pts, buffer.dts, buffer.duration
         return self.get_static_pad("src").push(output)
-
-    def caps_for(self, caps):
-        height, width, rate = numbers_of(caps)
-        return f"{self.gives},width={width},height={height},framerate={rate}"
-
-    def pixels_for(self, data):
-        return data.tobytes()
-
-
-@element("Filter/Video", template(SINK, f"{NVMM};{BGRX}"), template(SRC, f"{BGRX};{NVMM}"))
-class Converter(Filter, Gst.Element):
-    """NVMM NV12 to BGRx, turned by 180 degrees if it is told so, or back."""
-
-    flip_method = GObject.Property(type=int, default=0)
-
-    def caps_for(self, caps):
-        self.height, self.width, _ = numbers_of(caps)
-        self.from_nvmm = caps.get_features(0).contains("memory:NVMM")
-        self.gives = (
-            "video/x-raw,format=BGRx" if self.from_nvmm else "video/x-raw(memory:NVMM),format=NV12"
-        )
-        return super().caps_for(caps)
 
     def pixels_for(self, data):
         if not self.from_nvmm:
@@ -152,7 +129,12 @@ class Converter(Filter, Gst.Element):
 
 
 class Chain:
-    def hold(self, text):
+    x264 = "x264enc tune=zerolatency speed-preset=ultrafast threads=1"
+
+    def __init__(self):
+        super().__init__()
+        fails = os.environ.get("NVENC_FAILS")
+        text = self.text.format(fails=f"identity {fails} ! " if fails else "", x264=self.x264)
         inner = Gst.parse_bin_from_description(text, True)
         self.add(inner)
         for name in ("sink", "src"):
@@ -160,54 +142,44 @@ class Chain:
             self.add_pad(Gst.GhostPad.new_from_template(name, inner.get_static_pad(name), template))
 
 
-@element("Codec/Decoder/Video", template(SINK, "video/x-h264"), template(SRC, NVMM))
+@element("Codec/Decoder/Video", sink="video/x-h264", src=NVMM)
 class Decoder(Chain, Gst.Bin):
-    def __init__(self):
-        super().__init__()
-        self.hold("avdec_h264 ! videoconvert ! video/x-raw,format=BGRx ! nvvidconv")
+    text = "avdec_h264 ! videoconvert ! video/x-raw,format=BGRx ! nvvidconv"
 
 
-@element("Codec/Encoder/Video", template(SINK, NVMM), template(SRC, "video/x-h264"))
+@element("Codec/Encoder/Video", sink=NVMM, src="video/x-h264")
 class Encoder(Chain, Gst.Bin):
     bitrate = GObject.Property(type=int, default=4_000_000)
     idrinterval = GObject.Property(type=int, default=256)
     iframeinterval = GObject.Property(type=int, default=30)
     insert_sps_pps = GObject.Property(type=bool, default=False)
-
-    def __init__(self):
-        super().__init__()
-        x264 = "x264enc tune=zerolatency speed-preset=ultrafast threads=1"
-        fails = os.environ.get("NVENC_FAILS")
-        fails = f"identity {fails} ! " if fails else ""
-        plain = f"{fails}videoconvert ! video/x-raw,format=I420"
-        self.hold(f"nvvidconv ! video/x-raw,format=BGRx ! {plain} ! {x264}")
+    text = (
+        "nvvidconv ! video/x-raw,format=BGRx ! {fails}videoconvert ! video/x-raw,format=I420 "
+        "! {x264}"
+    )
 
 
-@element("Codec/Encoder/Video", template(SINK, "video/x-raw"), template(SRC, "video/x-h264"))
+@element("Codec/Encoder/Video", sink="video/x-raw", src="video/x-h264")
 class Nvenc(Chain, Gst.Bin):
     """No Jetson's: the encoder of other machines."""
 
     bitrate = GObject.Property(type=int, default=0)
     gop_size = GObject.Property(type=int, default=75)
     zerolatency = GObject.Property(type=bool, default=False)
+    text = "videoconvert ! video/x-raw,format=I420 ! {x264}"
 
     def __init__(self):
         super().__init__()
         logging.warning("stand-in for nvh264enc")
-        x264 = "x264enc tune=zerolatency speed-preset=ultrafast threads=1"
-        self.hold(f"videoconvert ! video/x-raw,format=I420 ! {x264}")
 
 
 TYPES = {
-    "nvarguscamerasrc": Camera,
-    "nvvidconv": Converter,
-    "nvv4l2decoder": Decoder,
-    "nvv4l2h264enc": Encoder,
-}
-OTHERS = {"nvh264enc": Nvenc}
+    "nvarguscamerasrc": Camera, "nvvidconv": Converter, "nvv4l2decoder": Decoder,
+    "nvv4l2h264enc": Encoder, "nvh264enc": Nvenc,
+}  # fmt: skip
 
 
 def register(*names):
-    """Make the stand-ins of these names known, or all; what is not named stays absent."""
-    for name in names or TYPES:
-        Gst.Element.register(None, name, 0, {**TYPES, **OTHERS}[name])
+    """Make the stand-ins of these names known; what is not named stays absent."""
+    for name in names:
+        Gst.Element.register(None, name, 0, TYPES[name])

@@ -1,6 +1,5 @@
 """Starts, stops and kills the network camera of ``rtsp_server.py``, and reads its pictures."""
 
-import selectors
 import signal
 import subprocess
 import sys
@@ -12,7 +11,6 @@ from support.gstreamer import require_gstreamer
 
 SCRIPT = Path(__file__).with_name("rtsp_server.py")
 COLUMNS, ROWS = 8, 6
-STARTS_WITHIN = 60  # seconds, on a busy machine
 
 
 class RtspCamera:
@@ -21,28 +19,12 @@ class RtspCamera:
     It ends with the thread that started it: the system kills it, even while it is frozen.
     """
 
-    def __init__(
-        self,
-        *,
-        codec: str = "h264",
-        sizes: tuple[str, ...] = ("320x240",),
-        rate: int = 30,
-        login: str | None = None,
-    ) -> None:
+    def __init__(self, *, codec="h264", sizes=("320x240",), rate=30, login="") -> None:
         require_gstreamer()
-        self._options = ["--codec", codec, "--sizes", *sizes, "--rate", str(rate)]
-        self._options += ["--login", login] if login else []
-        self._process = None
+        self._options = ["--codec", codec, "--sizes", *sizes, "--rate", str(rate), "--login", login]
         self.port = 0
         self.start()
-
-    @property
-    def url(self) -> str:
-        return self.url_for(None)
-
-    def url_for(self, login: str | None, path: str = "camera") -> str:
-        before = f"{login}@" if login else ""
-        return f"rtsp://{before}127.0.0.1:{self.port}/{path}"
+        self.url = f"rtsp://127.0.0.1:{self.port}/camera"
 
     def start(self) -> None:
         call = [sys.executable, str(SCRIPT), "--port", str(self.port), *self._options]
@@ -54,10 +36,8 @@ class RtspCamera:
         return int(self._value_of("first")) / 1000
 
     def kill(self) -> None:
-        if self._process is not None:
+        with self._process:
             self._process.kill()
-            self._process.communicate()
-            self._process = None
 
     def freeze(self) -> None:
         """A camera that hangs: its connections stay open, and nothing comes."""
@@ -71,14 +51,9 @@ class RtspCamera:
 
     def _value_of(self, what: str) -> str:
         """The value behind a word in its next line."""
-        stream = self._process.stdout
-        with selectors.DefaultSelector() as selector:
-            selector.register(stream, selectors.EVENT_READ)
-            line = stream.readline() if selector.select(STARTS_WITHIN) else ""
-        if not line.startswith(f"{what} "):
-            self.kill()
-            raise RuntimeError(f"the RTSP server: expected {what!r}, it said {line!r}")
-        return line.split()[1]
+        word, _, value = self._process.stdout.readline().partition(" ")
+        assert word == what
+        return value
 
     def __enter__(self):
         return self

@@ -4,6 +4,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -36,31 +37,27 @@ class ReaderNow:
 class Script:
     """A source that does, each time it is opened, what the next list says.
 
-    Numbers and pictures are given, errors are raised, events are waited for, functions are called:
-    they may return a picture.
+    Numbers and pictures are given, also those that functions return; events are waited for.
     """
 
     def __init__(self, name, *attempts, live=True):
         self.name, self.live, self.attempts = name, live, list(attempts)
-        self.opened = 0
-        self.closed = threading.Semaphore(0)
+        self.opened, self.closed = 0, threading.Semaphore(0)
 
     def pictures(self, reader):
         steps = self.attempts[min(self.opened, len(self.attempts) - 1)]
         self.opened += 1
         try:
             for step in steps:
-                if isinstance(step, threading.Event):
-                    step.wait(LONG)
-                    continue
                 if isinstance(step, Exception):
                     raise step
-                content = step() if callable(step) else step
-                if isinstance(content, int) and not isinstance(content, bool):
-                    yield Picture(image=numbered(content), captured_at=0.0, clock="arrival",
-                                  pts_seconds=content / 1000)  # fmt: skip
-                elif isinstance(content, Picture):
-                    yield content
+                if isinstance(step, threading.Event):
+                    step.wait(LONG)
+                elif isinstance(step, int):
+                    yield Picture(image=numbered(step), captured_at=0.0, clock="arrival",
+                                  pts_seconds=step / 1000)  # fmt: skip
+                elif isinstance(image := step() if callable(step) else step, Picture):
+                    yield image
         finally:
             self.closed.release()
 
@@ -144,65 +141,55 @@ def write_video(
     """Write a video, in H.264 unless another codec is named; options are the codec's."""
     import av
 
+    frames = [av.VideoFrame.from_ndarray(image, format="rgb24") for image in images]
     with av.open(str(path), "w") as container:
-        stream = None
-        for image in images:
-            if stream is None:
-                if codec == "libx264":
-                    options = {"preset": "ultrafast", **options}
-                stream = container.add_stream(codec, rate=rate, options=options)
-                stream.height, stream.width = image.shape[:2]
-                stream.pix_fmt, stream.gop_size = pix_fmt, gop
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        container.mux(stream.encode())
+        if codec == "libx264":
+            options = {"preset": "ultrafast", **options}
+        stream = container.add_stream(codec, rate=rate, options=options)
+        stream.height, stream.width = frames[0].height, frames[0].width
+        stream.pix_fmt, stream.gop_size = pix_fmt, gop
+        for frame in [*frames, None]:
+            container.mux(stream.encode(frame))
     return path
 
 
 class MjpegServer:
-    """A network camera: one JPEG after the other over HTTP, as many as the test allows.
+    """A network camera: one JPEG after the other over HTTP, as many as ``images`` is released for.
 
-    ``pictures`` is a semaphore: each release lets one picture through. :meth:`stop` is a camera
-    that loses its power: connections are cut and refused.
+    :meth:`stop` is a camera that loses its power: connections are cut and refused.
     """
 
     kind = "multipart/x-mixed-replace; boundary=frame"
     first = part = "--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {}\r\n\r\n"
     end = "\r\n"
-    most = 1_000_000  # pictures of a connection
+    most = 1_000_000  # images of a connection
 
     def __init__(self, port: int = 0, *, status: int = 200, leads_to: str = "") -> None:
         self.images = threading.Semaphore(0)
-        self.gone = threading.Event()
-        self.status, self.leads_to, self.requests = status, leads_to, 0
-        self._sockets = []
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                outer._sockets.append(self.connection)
-                outer.serve(self)
-
-            def log_message(self, *args: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        self.status, self.leads_to = status, leads_to
+        self.connections, self.is_gone = [], False
+        methods = {"do_GET": lambda request: self.serve(request), "log_message": lambda *_: None}
+        handler = type("Handler", (BaseHTTPRequestHandler,), methods)
+        self.server = ThreadingHTTPServer(("127.0.0.1", port), handler)
         self.server.daemon_threads = True
         self.port = self.server.server_address[1]
         self.url = f"http://user:secret@127.0.0.1:{self.port}/video?x=1"
-        self._thread = threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True)
-        self._thread.start()
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
+
+    @property
+    def requests(self) -> int:
+        return len(self.connections)
 
     def serve(self, request: BaseHTTPRequestHandler) -> None:
-        self.requests += 1
+        self.connections.append(request.connection)
         request.send_response(self.status)
         if self.leads_to:
             request.send_header("Location", self.leads_to)
         request.send_header("Content-Type", self.kind)
         request.end_headers()
-        number = 0
-        while self.status == 200 and number < self.most:
+        for number in range(self.most if self.status == 200 else 0):
             self.images.acquire()
-            if self.gone.is_set():
+            if self.is_gone:
                 return
             jpeg = self.encode(number)
             head = (self.part if number else self.first).format(len(jpeg))
@@ -210,26 +197,23 @@ class MjpegServer:
                 request.wfile.write(head.encode() + jpeg.tobytes() + self.end.encode())
             except OSError:
                 return
-            number += 1
 
     def encode(self, number: int) -> np.ndarray:
         return cv2.imencode(".jpg", numbered(number % 28))[1]
 
     def stop(self) -> None:
-        self.gone.set()
+        if self.is_gone:
+            return
+        self.is_gone = True
         self.images.release(100)
         self.server.shutdown()
         self.server.server_close()
-        for connection in self._sockets:
-            try:
+        for connection in self.connections:
+            with suppress(OSError):
                 connection.shutdown(2)
-            except OSError:
-                continue
-        self._thread.join()
 
     def __enter__(self):
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if not self.gone.is_set():
-            self.stop()
+        self.stop()

@@ -3,73 +3,47 @@
 import contextlib
 import queue
 import socket
+import socketserver
 import threading
 import time
 
 _CHUNK = 4096
 
 
-class SlowLink:
-    """Passes connections on; what the server sends arrives at a limited rate, through a buffer.
+class SlowLink(socketserver.ThreadingTCPServer):
+    """Clients connect to its ``port``; what the server sends comes late, what they send at once."""
 
-    Use it as a context manager. ``port`` is where clients connect, on 127.0.0.1. What clients send
-    is passed on at once.
-    """
+    daemon_threads = True
 
     def __init__(self, server_port, *, bytes_per_second, buffer_bytes):
-        self._server_port, self._rate, self._buffer = server_port, bytes_per_second, buffer_bytes
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        self._sockets = [self._listener]
-
-    def __enter__(self):
-        _run(self._accept)
-        return self
+        super().__init__(("127.0.0.1", 0), _Connection)
+        self.port, self.server_port = self.server_address[1], server_port
+        self.rate, self.chunks = bytes_per_second, buffer_bytes // _CHUNK
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
     def __exit__(self, *exception):
-        for one in self._sockets:
-            with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-            one.close()
-
-    def _accept(self):
-        while True:
-            client, _ = self._listener.accept()
-            server = socket.socket()
-            server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _CHUNK)  # not megabytes
-            server.connect(("127.0.0.1", self._server_port))
-            self._sockets += [client, server]
-            buffer = queue.Queue(max(self._buffer // _CHUNK, 1))
-            _run(_pass_on, client, server)
-            _run(_keep, server, buffer)
-            _run(self._drain, buffer, client)
-
-    def _drain(self, buffer, client):
-        free_at = time.monotonic()
-        while data := buffer.get():
-            free_at = max(free_at, time.monotonic()) + len(data) / self._rate
-            time.sleep(max(free_at - time.monotonic(), 0.0))
-            client.sendall(data)
-        client.shutdown(socket.SHUT_RDWR)
+        self.shutdown()
+        self.server_close()
 
 
-def _pass_on(client, server):
-    try:
-        while data := client.recv(_CHUNK):
-            server.sendall(data)
-    finally:
-        server.shutdown(socket.SHUT_RDWR)
+class _Connection(socketserver.BaseRequestHandler):
+    def handle(self):
+        server, buffer = socket.socket(), queue.Queue(self.server.chunks)
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _CHUNK)  # not megabytes
+        server.connect(("127.0.0.1", self.server.server_port))
+        for source, put in ((self.request, server.sendall), (server, buffer.put)):
+            threading.Thread(target=_pass_on, args=(source, put, server), daemon=True).start()
+        with contextlib.suppress(OSError):  # the client is gone
+            while data := buffer.get():
+                time.sleep(len(data) / self.server.rate)
+                self.request.sendall(data)
 
 
-def _keep(server, buffer):
-    while data := server.recv(_CHUNK):
-        buffer.put(data)
-    buffer.put(b"")
-
-
-def _run(work, *arguments):
-    def quietly():
-        with contextlib.suppress(OSError):  # the connection is closed
-            work(*arguments)
-
-    threading.Thread(target=quietly, daemon=True).start()
+def _pass_on(source, put, server):
+    with contextlib.suppress(OSError):  # the connection is closed
+        try:
+            while data := source.recv(_CHUNK):
+                put(data)
+        finally:
+            put(b"")
+            server.shutdown(socket.SHUT_RDWR)

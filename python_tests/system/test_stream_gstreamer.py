@@ -1,16 +1,27 @@
-"""GStreamer's sources against a real GStreamer: own pipelines, CSI cameras, RTSP cameras."""
+"""GStreamer's pipelines and CSI cameras; RTSP cameras that are killed, frozen and started again."""
 
+import gc
 import itertools
+import logging
+import os
+import re
 import time
 
 import pytest
 
+from support import streams
 from support.gstreamer import read, reading, require_gstreamer
-from support.streams import level, numbered, write_video
+from support.rtsp_camera import shown_time
+from support.streams import ReaderNow, follow, label, level, numbered, write_video
 from support.throttle import SlowLink
+from zsseg_rt.stream.runner import Stream
+from zsseg_rt.stream.uris import open_sources
+from zsseg_rt.stream.watch import Patience
+
+pytest.importorskip("av")
 
 LIVE = "gst:videotestsrc is-live=true"
-CSI = ("nvarguscamerasrc", "nvvidconv")
+OTHER = "test://?size=64x48&rate=50"
 
 
 @pytest.fixture(autouse=True)
@@ -19,6 +30,7 @@ def _has_gstreamer():
 
 
 def ordered(values):
+    """Whether none is missing, repeated or behind a greater one."""
     return None not in values and values == sorted(set(values))
 
 
@@ -86,7 +98,7 @@ def test_what_fails_is_told_with_its_remedy(uri, failures):
 
 def test_a_csi_camera_s_own_pipeline_runs():
     uris = ["csi://0?size=320x240&rate=29.97", "csi://0?size=320x240&flip=2", "csi://1"]
-    run = read(uris, 3, "--jetson", *CSI)
+    run = read(uris, 3, "--jetson", "nvarguscamerasrc", "nvvidconv")
     assert [end["name"] for end in run.ends] == uris
     assert {p["clock"] for p in run.frames} == {"pipeline"}
     assert [p["shape"] for p in run.frames] == [[240, 320, 3]] * 6
@@ -114,10 +126,108 @@ def test_frames_that_the_appsink_drops_are_counted():
     assert len(file.frames) == 20
 
 
-def test_what_waits_on_a_slow_link_counts_as_age(rtsp_cameras):
+@pytest.fixture(params=["gstreamer", "pyav"])
+def library(request):
+    return {"ZSSEG_RTSP_LIBRARY": request.param}
+
+
+@pytest.mark.parametrize("codec", ["h264", "h265"])
+def test_every_picture_is_one_that_the_camera_made(rtsp_cameras, codec, library):
+    started = time.monotonic()
+    frames = read(rtsp_cameras(codec=codec).url, 20, **library).frames
+    times = [frame["shown"] for frame in frames]
+    assert len(times) == 20
+    assert ordered(times)
+    assert started < times[0]
+    for frame in frames:
+        assert frame["shown"] < frame["captured_at"] < frame["taken_at"]
+        assert (frame["shape"], frame["clock"]) == ([240, 320, 3], "arrival")
+    assert min(frame["captured_at"] - frame["shown"] for frame in frames) < 5.0
+    stamps = [p["pts"] for p in frames[1:]]  # the first one's comes with the sender's report
+    assert stamps == sorted(set(stamps))
+
+
+def test_the_first_picture_is_the_first_that_the_camera_made(rtsp_cameras):
+    camera = rtsp_cameras(rate=5)  # whoever waits for the next key frame waits for three seconds
+    pictures = open_sources(camera.url)[0].pictures(ReaderNow())
+    assert shown_time(next(pictures).image) == camera.first_time()
+    pictures.close()
+
+
+def test_a_camera_may_change_its_size_and_its_loss_is_an_error(rtsp_cameras, library):
+    camera = rtsp_cameras(sizes=("320x240", "480x384"))
+    with reading(camera.url, **library) as lines:
+        shown = [next(lines) for _ in range(5)]
+        camera.change_size()
+        shown.append(next(line for line in lines if line.get("shape") != [240, 320, 3]))
+        shown += [next(lines) for _ in range(5)]
+        camera.kill()
+        end = next(line for line in lines if "shape" not in line)
+    assert [line["shape"] for line in shown] == [[240, 320, 3]] * 5 + [[384, 480, 3]] * 6
+    assert ordered([line["shown"] for line in shown])
+    assert end["error"] == "SourceError"
+
+
+def test_a_login_is_needed_and_never_shown(rtsp_cameras, library):
+    camera = rtsp_cameras(login="us er:p@s#s/w")
+    good = camera.url.replace("//", "//us%20er:p%40s%23s%2Fw@")
+    cases = {
+        camera.url: r"401 Unauthorized.*\. It asks for a login",
+        camera.url.replace("//", "//us%20er:hush@"): r"401 Un.*\. Check user and password",
+        camera.url.replace("//", "//nobody:hush@"): r"401 Un.*\. Check user and password",
+        good.replace("camera", "none"): r"404 Not Found\. Check the path",
+    }
+    run = read([good, *cases], 3, **library)
+    assert len(run.frames) == 3
+    for end, reason in zip(run.ends[1:], cases.values(), strict=True):
+        assert end["error"] == "SourceError"
+        assert re.search(reason, end["message"]), end
+    for secret in ("hush", "p%40s", "p@s"):
+        assert secret not in run.log + str(run.ends)
+
+
+@pytest.mark.parametrize("freezes", [False, True])
+def test_a_camera_that_is_lost_comes_back_and_others_go_on_meanwhile(rtsp_cameras, caplog, freezes):
+    caplog.set_level(logging.INFO)
+    camera = rtsp_cameras(login="user:secret")
+    lose, cure = (camera.freeze, camera.thaw) if freezes else (camera.kill, camera.start)
+    uris = [camera.url.replace("//", "//user:secret@"), OTHER]
+    frames, *stats = streams.lose_and_find(uris, lose, cure, stalled_after=0.7, lost_after=2.0)
+    assert "secret" not in f"{stats} {caplog.text} {frames}"
+    states = streams.events(caplog.messages, camera.url)
+    assert [event for event in states if event != "stalled"] == ["running", "lost", "running again"]
+    assert not freezes or ("none came for" in stats[0].error and "stalled" in states)
+    assert ordered([shown_time(frame.image) for frame in frames])
+
+
+def test_threads_and_descriptors_stay_as_many_over_reconnections(rtsp_cameras):
+    def use():
+        return len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))
+
+    camera, patience = rtsp_cameras(), Patience(first_retry=0.1, longest_retry=0.4)
+    gc.collect()
+    gc.disable()  # nothing may wait for it: it may come after hours
+    try:
+        with Stream(open_sources([camera.url, OTHER]), label, patience=patience) as stream:
+            follow(stream, lambda: stream.stats()[OTHER].labelled > 0)
+            for count in range(4):
+                follow(stream, lambda: stream.stats()[camera.url].state == "running")
+                if count == 1:
+                    threads, descriptors = use()
+                camera.kill()
+                follow(stream, lambda: stream.stats()[camera.url].state == "lost")
+                camera.start()
+            follow(stream, lambda: stream.stats()[camera.url].reconnects == 4)
+            # An old thread may be about to end.
+            follow(stream, lambda: use()[0] <= threads and use()[1] <= descriptors)
+    finally:
+        gc.enable()
+
+
+def test_what_waits_on_a_slow_link_counts_as_age(rtsp_cameras, library):
     camera = rtsp_cameras()
     with SlowLink(camera.port, bytes_per_second=4000, buffer_bytes=1 << 24) as link:
-        run = read(camera.url.replace(str(camera.port), str(link.port)), 40)
+        run = read(camera.url.replace(str(camera.port), str(link.port)), 40, **library)
     last = run.frames[-1]
     assert last["late"] > 0.5
     assert last["captured_at"] - last["shown"] < last["taken_at"] - last["shown"] - 0.5

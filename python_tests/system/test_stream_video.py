@@ -2,6 +2,8 @@
 
 import resource
 import shutil
+import socket
+import time
 
 import numpy as np
 import pytest
@@ -165,6 +167,14 @@ def test_a_camera_that_refuses_is_told_with_its_remedy(status, reason):
     assert "secret" not in str(raised.value)
 
 
+def test_a_camera_that_answers_nothing_is_told_with_its_remedy(monkeypatch):
+    monkeypatch.setattr(video, "OPENS_WITHIN", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"rtsp://user:secret@127.0.0.1:{silent.getsockname()[1]}/camera"
+        with pytest.raises(SourceError, match="Check the address, and that the camera is on"):
+            next(open_sources(url)[0].pictures(ReaderNow()))
+
+
 def test_a_camera_leads_to_no_other_address():
     if int(av.__version__.split(".")[0]) < 18:
         pytest.skip("FFmpeg before 8.1 follows a redirect, whatever it is told")
@@ -275,6 +285,17 @@ def test_a_page_instead_of_a_stream_is_told_as_what_it_is():
         camera.images.release(9)
         with pytest.raises(SourceError, match="address of the camera.s stream"):
             read(camera.url)
+
+
+def test_jpegs_over_http_have_no_clock_and_are_never_late():
+    with MjpegServer() as camera:
+        camera.images.release(20)
+        pictures = open_sources(camera.url)[0].pictures(ReaderNow())
+        next(pictures)
+        time.sleep(1.5)  # longer than the 0.04 s that FFmpeg makes up
+        camera.images.release(20)
+        assert max(next(pictures).late for _ in range(20)) == 0.0
+        pictures.close()
 
 
 WIDTHS = (854, 161, 2, 1)  # none is a multiple of 16

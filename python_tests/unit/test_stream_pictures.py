@@ -11,7 +11,7 @@ from support.streams import ReaderNow, write_video
 from zsseg_rt.errors import SourceError
 from zsseg_rt.stream.conversion import i420, upright
 from zsseg_rt.stream.photo_folder import DemoCamera, PhotoSource
-from zsseg_rt.stream.source import RecordingTimes, redact, shown
+from zsseg_rt.stream.source import Lateness, RecordingTimes, redact, shown
 from zsseg_rt.stream.uris import open_sources
 
 
@@ -159,6 +159,23 @@ def test_without_a_rate_25_counts_and_formats_that_are_not_joined_keep_their_gap
         assert [clock.of(None), clock.of(None)] == [0.0, 1 / 25]
     clock = RecordingTimes("a.mkv", 10)
     assert [clock.of(0.0), clock.of(3600.0)] == [0.0, 3600.0]
+
+
+def test_lateness_is_what_a_frame_lost_against_the_best():
+    def of(frames):
+        lateness = Lateness()
+        return [round(lateness.of(stamp, at), 2) for stamp, at in frames]
+
+    # a slow start; then a link that carries half of what is sent; then one that catches up
+    assert of([(0.0, 9.0), (1.0, 9.5), (2.0, 10.5)]) == [0.0, 0.0, 0.0]
+    assert of([(n, 10.0 + 2 * n) for n in range(4)]) == [0.0, 1.0, 2.0, 3.0]
+    assert of([(0, 10), (1, 13), (2, 13), (3, 13)]) == [0.0, 2.0, 1.0, 0.0]
+    for jump in (-1000.0, -0.5, 1000.0):  # a source that sets its clock is not late
+        frames = [(n / 10 + jump * (n >= 20), 5 + n / 10) for n in range(40)]
+        assert max(of(frames)) == 0.0
+    # nor is one without stamps, or with a slow crystal
+    assert of([(None, 1.0), (None, 9.0)]) == [0.0, 0.0]
+    assert max(of([(n * 60 * (1 - 1e-4), n * 60) for n in range(24 * 60)])) < 0.01  # a day
 
 
 ONE = 1 << 16

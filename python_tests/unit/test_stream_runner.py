@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from support.errors import refused
-from support.streams import LONG, Script, file, label, number_of, numbered
+from support.streams import LONG, Script, file, follow, label, number_of, numbered
 from zsseg_rt.errors import (
     BackendError,
     BackendUnavailableError,
@@ -307,6 +307,41 @@ def test_pictures_that_waited_too_long_are_dropped():
     assert hand_off.is_empty
     assert hand_off.take(0) is None
     assert (slot.captured, slot.dropped) == (3, 2)
+
+
+def late_camera(*late):
+    """Its frames come so late until it is opened anew."""
+
+    def frame(seconds):
+        time.sleep(0.02)
+        now = time.monotonic()
+        return Picture(image=numbered(0), captured_at=now - seconds, clock="arrival", late=seconds)
+
+    return Script("cam", *([partial(frame, at) for at in part] for part in (late, (0.0,) * 1000)))
+
+
+PATIENCE = Patience(first_retry=0.0, late_by=3.0, late_for=0.3)
+
+
+def test_a_camera_that_stays_behind_is_opened_anew_and_that_is_counted():
+    camera = late_camera(*(4.0,) * 1000)
+    with Stream([camera], label, patience=PATIENCE) as stream:
+        follow(stream, lambda: stream.stats()["cam"].labelled == 2)
+        assert stream.stats()["cam"].age_ms["p50"] > 4000
+        follow(stream, lambda: stream.stats()["cam"].reconnects == 1)
+        stats = stream.stats()["cam"]
+    assert (stats.fell_behind, camera.opened, stats.error) == (1, 2, None)
+
+
+@pytest.mark.parametrize(
+    ("late", "policy"),
+    [((2.9,) * 60, "latest"), ((4.0,) * 60, "all"), ((*(4.0,) * 5, 0.0) * 10, "latest")],
+)
+def test_a_camera_that_catches_up_or_must_lose_nothing_is_left_alone(late, policy):
+    with Stream([late_camera(*late)], label, policy=policy, patience=PATIENCE) as stream:
+        last = len(late) - 10 if policy == "latest" else len(late)
+        follow(stream, lambda: stream.stats()["cam"].captured >= last)
+        assert stream.stats()["cam"].fell_behind == 0
 
 
 LOST = SourceError("cam: cannot be read: gone")
