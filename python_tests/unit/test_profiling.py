@@ -1,19 +1,22 @@
-"""The profiler's parts: estimates, turns, sensors of a machine, and what a report says of them."""
+"""The profiler's parts: estimates, turns, processes, sensors of a machine, what a report says."""
 
 import itertools
 import math
+import os
+import signal
 import sys
 import threading
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import scipy.stats
 
 from support.errors import refused
-from support.profiling import GivenTimes
-from zsseg_rt.demo import demo_bundle
+from zsseg_rt.demo import demo_bundle, demo_classes, demo_photos
 from zsseg_rt.errors import ArgumentError
+from zsseg_rt.photos import read_photo
 from zsseg_rt.profiling.conditions import (
     Conditions,
     EnergyMeter,
@@ -38,6 +41,8 @@ from zsseg_rt.profiling.page import report_tables
 from zsseg_rt.profiling.profiler import Profiler
 from zsseg_rt.profiling.report import OUTSIDE, NodeRow, kind_of
 from zsseg_rt.profiling.turns import (
+    CandidateError,
+    ChildCandidate,
     StopRule,
     pace_in_turns,
     take_turns,
@@ -54,16 +59,14 @@ from zsseg_rt.profiling.worker import (
     settle_threads,
     waiting_share,
 )
-from zsseg_rt.profiling.workload import Variant
+from zsseg_rt.profiling.workload import Variant, Workload
 
 
 def skewed(count, seed=0):
     return [float(value) for value in np.random.default_rng(seed).lognormal(1.0, 0.6, count)]
 
 
-@pytest.mark.parametrize(
-    ("share", "least"), [(0.5, 6), (0.9, 30), (0.95, 60), (0.99, 300)], ids=str
-)
+@pytest.mark.parametrize(("share", "least"), [(0.5, 6), (0.9, 30), (0.95, 60), (0.99, 300)])
 def test_percentiles_are_samples_with_three_above_them(share, least):
     for count in (301, 1000):
         expected = np.percentile(skewed(count), 100 * share, method="inverted_cdf")
@@ -107,17 +110,25 @@ def test_the_shift_s_interval_holds_what_wilcoxon_s_test_does_not_refute(count, 
 def test_a_handful_of_rounds_has_no_interval_and_too_many_are_thinned():
     estimate = shift_estimate([0.1, 0.2, 0.3, 0.4, 0.5])
     assert (estimate.value, estimate.low, estimate.high) == (pytest.approx(0.3), None, None)
-    assert judge([1.0] * 5, [2.0] * 5, basis="wall", threshold=0.02).verdict == "undecided"
+    few = judge([1.0] * 5, [2.0] * 5, basis="wall", threshold=0.02)
+    assert (few.verdict, few.rounds_needed) == ("undecided", 6)
     values = [float(index) for index in range(3 * MOST_PAIRS)]
     assert shift_estimate(values).value == pytest.approx(np.median(values), rel=1e-3)
+    for base, other, problem in (([], [], "rounds"), ([1.0], [1.0, 2.0], "rounds"),
+                                 ([1.0], [0.0], "times")):  # fmt: skip
+        with refused(ArgumentError, problem):
+            judge(base, other, basis="wall", threshold=0.02)
 
 
-@pytest.mark.parametrize(
-    ("waiting", "on_gpu", "basis"),
-    [(None, False, "wall"), (0.2, False, "wall"), (0.21, False, "cpu"), (0.74, True, "device")],
-)
-def test_wall_time_is_compared_unless_threads_waited(waiting, on_gpu, basis):
-    assert choose_basis(waiting, on_gpu=on_gpu) == basis
+def test_wall_time_is_compared_unless_threads_waited():
+    assert [choose_basis(share) for share in (None, 0.2, 0.21)] == ["wall", "wall", "cpu"]
+    assert choose_basis(0.74, on_gpu=True) == "device"
+    turn = Turn(None, (Sample(1.0, 1.0), Sample(2.0, 4.0), Sample(90.0, 4.0)))
+    assert [turn_ms(turn, basis) for basis in ("wall", "device", "cpu")] == [2.0, 2.0, 3.0]
+    before = {"1": (100, 10), "2": (50, 0)}
+    after = {"1": (200, 40), "3": (50, 20)}  # threads are counted from when they began
+    assert waiting_share(before, after) == pytest.approx(50 / 200)
+    assert waiting_share(after, after) is None
 
 
 def rounds(change, spread, count=100, seed=0):
@@ -128,13 +139,10 @@ def rounds(change, spread, count=100, seed=0):
     return [float(value) for value in base], [float(value) for value in other]
 
 
-@pytest.mark.parametrize(
-    ("change", "spread", "verdict"),
-    [
-        (0.10, 0.05, "slower"), (-0.10, 0.05, "faster"), (0.0, 0.02, "equal"),
-        (0.01, 0.01, "equal"), (0.02, 0.05, "undecided"), (0.0, 0.5, "undecided"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("change", "spread", "verdict"), [
+    (0.10, 0.05, "slower"), (-0.10, 0.05, "faster"), (0.0, 0.02, "equal"),
+    (0.01, 0.01, "equal"), (0.02, 0.05, "undecided"), (0.0, 0.5, "undecided"),
+])  # fmt: skip
 def test_verdicts(change, spread, verdict):
     base, other = rounds(change, spread)
     forth = judge(base, other, basis="wall", threshold=0.02)
@@ -156,17 +164,37 @@ def test_an_undecided_verdict_names_enough_rounds_to_be_decided():
     assert verdicts.count("undecided") <= 2
 
 
-@pytest.mark.parametrize(
-    ("base", "other", "problem"),
-    [([], [], "rounds"), ([1.0], [1.0, 2.0], "rounds"), ([1.0], [0.0], "times")],
-)
-def test_what_cannot_be_compared_is_refused(base, other, problem):
-    with refused(ArgumentError, problem):
-        judge(base, other, basis="wall", threshold=0.02)
+class GivenTimes:
+    """Takes turns of given milliseconds; waits for CPUs for a given share of the time."""
 
+    on_gpu = False
 
-NO_PAUSE = TurnPlan(pause_ms=0.0)
-UNBOUNDED = math.inf
+    def __init__(self, name, times=(1.0,), *, waiting=0.0, fails_in=None, stops_in=None):
+        self.name, self._times, self._waiting = name, itertools.cycle(times), waiting
+        self._fails_in, self._stops_in = fails_in, stops_in
+        self.turns = self.settled = self.ran = 0
+
+    def turn(self, plan):
+        self.turns += 1
+        if self.turns == self._fails_in:
+            raise CandidateError(f"{self.name}: its process was killed by SIGKILL.")
+        if self.turns == self._stops_in:
+            raise KeyboardInterrupt
+        ms = next(self._times)
+        self.ran += round(ms * 1e6)
+        sample = Sample(wall_ms=3.0 * ms, cpu_ms=ms, device_ms=2.0 * ms)
+        return Turn(sample if plan.cold else None, (sample,))
+
+    def pace(self, rate, seconds):
+        if self._fails_in:
+            raise CandidateError(f"{self.name}: ended")
+        return [(1.0, 1.0)] * round(rate * seconds)
+
+    def settle(self):
+        self.settled += 1
+
+    def thread_times(self):
+        return {"1": (self.ran, round(self.ran * self._waiting / (1.0 - self._waiting)))}
 
 
 def noisy(level, seed):
@@ -175,8 +203,8 @@ def noisy(level, seed):
 
 
 def rounds_of(*candidates, count=20, **rule):
-    rule = {"max_seconds": UNBOUNDED, "max_rounds": count, "half_width": None} | rule
-    return take_turns(candidates, NO_PAUSE, StopRule(**rule), seed=1)
+    rule = {"max_seconds": math.inf, "max_rounds": count, "half_width": None} | rule
+    return take_turns(candidates, TurnPlan(pause_ms=0.0), StopRule(**rule), seed=1)
 
 
 def test_every_candidate_takes_one_turn_a_round_in_changing_order():
@@ -188,7 +216,7 @@ def test_every_candidate_takes_one_turn_a_round_in_changing_order():
             return super().turn(plan)
 
     names = ["a", "b", "c"]
-    noted = [Noted(name, [1.0]) for name in names]
+    noted = [Noted(name) for name in names]
     taken = rounds_of(*noted, count=30)
     assert noted[0].settled == 30  # threads, after each turn
     by_round = [tuple(order[start : start + 3]) for start in range(0, len(order), 3)]
@@ -210,32 +238,22 @@ def test_rounds_end_when_the_interval_is_narrow_enough():
 
 
 def test_a_candidate_that_fails_drops_out_and_the_others_go_on():
-    names = ["a", "b", "c"]
-    taken = rounds_of(*(GivenTimes(n, [1.0], fails_in=4 if n == "b" else None) for n in names))
+    taken = rounds_of(GivenTimes("a"), GivenTimes("b", fails_in=4), GivenTimes("c"))
     assert set(taken.failures) == {"b"}
     assert "SIGKILL" in taken.failures["b"]
     assert len(taken.warm("b")) == 3
     assert len(taken.warm("a")) == len(taken.warm("c")) == 20
     assert taken.difference("a", "b", 0.02).rounds == 3
-    taken = rounds_of(GivenTimes("a", [1.0], fails_in=1), GivenTimes("b", [1.0], fails_in=2))
+    taken = rounds_of(GivenTimes("a", fails_in=1), GivenTimes("b", fails_in=2))
     assert set(taken.failures) == {"a", "b"}
     assert taken.difference("a", "b", 0.02) is None
-    assert rounds_of(GivenTimes("a", [1.0]), max_seconds=0.0).count == 0
-    taken = rounds_of(GivenTimes("a", [1.0]), GivenTimes("b", [1.0], stops_in=6))  # by Ctrl-C
+    assert rounds_of(GivenTimes("a"), max_seconds=0.0).count == 0
+    taken = rounds_of(GivenTimes("a"), GivenTimes("b", stops_in=6))  # by Ctrl-C
     assert taken.interrupted
     assert len(taken.warm("b")) == 5
-
-
-@pytest.mark.parametrize("names", [[], ["a", "a"]])
-def test_names_must_be_distinct(names):
-    with refused(ArgumentError, "candidates"):
-        rounds_of(*(GivenTimes(name, [1.0]) for name in names))
-
-
-def test_a_turn_counts_by_its_median_or_its_mean_cpu_time():
-    turn = Turn(None, (Sample(1.0, 1.0), Sample(2.0, 4.0), Sample(90.0, 4.0)))
-    assert turn_ms(turn, "wall") == turn_ms(turn, "device") == 2.0
-    assert turn_ms(turn, "cpu") == 3.0
+    for names in ("", "aa"):
+        with refused(ArgumentError, "candidates"):
+            rounds_of(*map(GivenTimes, names))
 
 
 def test_a_turn_has_a_cold_call_warming_and_as_many_calls_as_were_allowed():
@@ -250,7 +268,7 @@ def test_a_turn_has_a_cold_call_warming_and_as_many_calls_as_were_allowed():
     assert len(calls) > 5
 
 
-def test_what_warms_up_a_gpu_is_waited_for():
+def test_what_warms_up_a_gpu_is_waited_for_and_its_time_is_the_device_s():
     """Calls only enqueue; the measured one would wait for all of them."""
     waiting = []
 
@@ -266,9 +284,6 @@ def test_what_warms_up_a_gpu_is_waited_for():
     LocalCandidate("a", call, device_timer=Timer()).turn(TurnPlan(warming_ms=1.0))
     assert len(queued) > 2
     assert set(queued) == {0}
-
-
-def test_a_result_timed_on_a_gpu_gives_the_device_s_time():
     call = lambda: sum(range(1_000_000)) and {"total": 4.5, "a": 4.5}  # noqa: E731
     sample = LocalCandidate("a", call, stages_of=dict, device_stage="total").measure()
     assert sample.device_ms == 4.5
@@ -290,21 +305,11 @@ def test_frames_that_fall_due_wait_for_the_one_before():
     assert all(latency >= service for latency, service in frames)
     assert frames[10][0] >= 390.0  # it fell due 100 ms after the first began
 
-
-def test_pacing_shares_the_time_and_leaves_out_what_fails():
-    candidates = [GivenTimes("a", [1.0]), GivenTimes("b", [1.0], fails_in=9)]
-    paced = pace_in_turns(candidates, rate=30.0, seconds=3.0)
+    paced = pace_in_turns([GivenTimes("a"), GivenTimes("b", fails_in=9)], rate=30.0, seconds=3.0)
     assert {name: len(frames) for name, frames in paced.items()} == {"a": 90}
 
 
-def test_threads_that_wait_are_counted_from_when_they_began():
-    before = {"1": (100, 10), "2": (50, 0)}
-    after = {"1": (200, 40), "3": (50, 20)}
-    assert waiting_share(before, after) == pytest.approx(50 / 200)
-    assert waiting_share(after, after) is None
-
-
-def test_threads_settle_once_none_runs():
+def test_this_process_has_threads_that_settle_and_memory():
     stop = threading.Event()
     thread = threading.Thread(target=lambda: all(not stop.is_set() for _ in iter(int, 1)))
     thread.start()
@@ -312,9 +317,6 @@ def test_threads_settle_once_none_runs():
     stop.set()
     thread.join()
     assert settle_threads(seconds=60.0)
-
-
-def test_this_process_has_threads_and_memory():
     assert sum(ran for ran, _ in read_thread_times().values()) > 0
     now, peak = read_memory_mb()
     assert 0 < now <= peak
@@ -329,6 +331,134 @@ def test_local_candidates_take_as_many_rounds_as_asked_for():
     assert taken.count == 3
     assert [len(turn.warm) for turn in taken.turns["a"]] == [1, 1, 1]
     assert taken.warm("b")[0].stages == {"total": 1.0}
+
+
+# For a child process; beside it is a module that no interpreter of another checkout may find.
+CANDIDATES = """
+import itertools, os
+from importlib.util import find_spec
+
+def counter():
+    assert find_spec("report") is find_spec("turns") is None  # the worker's own neighbours
+    return itertools.count().__next__
+
+def killed(number):
+    calls = itertools.count(1)
+    return lambda: next(calls) == 6 and os.kill(os.getpid(), number)
+
+def failing():
+    calls = itertools.count()
+    return lambda: 1 // (not next(calls))
+
+def ending():
+    raise SystemExit("out of ideas")
+
+def foreign():
+    import turtle_of_no_package
+
+class Choosing:
+    described = {"precision": "exact"}
+    def __init__(self, numbers):
+        self.select(numbers)
+    def select(self, numbers):
+        self.left = list(numbers)
+    def __call__(self):
+        self.last = self.left.pop(0)
+    def labels(self, index):
+        return [self.last, index]
+"""
+NO_WAIT = TurnPlan(pause_ms=0.0, measuring_ms=0.0)
+
+
+@pytest.fixture
+def child(tmp_path):
+    (tmp_path / "candidates.py").write_text(CANDIDATES)
+    opened = []
+
+    def open_one(function, python=None, **arguments):
+        spec = {"file": str(tmp_path / "candidates.py"), "function": function}
+        spec["arguments"] = arguments
+        opened.append(ChildCandidate(function, spec, python=python))
+        return opened[-1]
+
+    yield open_one
+    for one in opened:
+        one.close(at_once=True)
+
+
+def test_a_child_takes_turns_with_its_own_threads_and_memory(child):
+    one = child("counter")
+    turn = one.turn(NO_WAIT)
+    assert turn.cold.wall_ms >= 0.0
+    assert len(turn.warm) == 1
+    assert sum(ran for ran, _ in one.thread_times().values()) > 0
+    assert one.peak_memory_mb() > 1.0
+    assert one.process != os.getpid()
+    one.settle()
+    one.close()
+    one.close()
+
+
+def test_an_engine_as_a_child_tells_its_cold_start_its_stages_and_its_self_check(tmp_path):
+    frame, classes = read_photo(demo_photos("scenes")[0]), demo_classes("scenes")
+    config = {"cache_dir": str(tmp_path / "cache"), "num_threads": 1, "device": "cpu"}
+    variant = Variant(name="demo", bundle=demo_bundle("scenes"), config=config)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "cv2", None)  # frames that keep their size do not need it
+        spec = Workload(tmp_path, [frame], classes).spec(variant)
+    with refused(CandidateError, "engine"):
+        ChildCandidate("engine", {**spec, "config": {"precision": "int8", "device": "cpu"}})
+    one = ChildCandidate("engine", {**spec, "streams": 2})
+    try:
+        assert set(one.started) == {"import_s", "load_s", "classes_s", "first_frame_s"}
+        assert all(seconds > 0.0 for seconds in one.started.values())
+        assert (one.described["backend"], one.described["classes"]) == ("openvino", len(classes))
+        assert one.request("check") == ""
+        assert one.warm_up() > 0.0
+        sample = one.turn(NO_WAIT).warm[0]
+        assert sample.stages["image_encoder"] > 0.0
+        parts = sum(ms for name, ms in sample.stages.items() if name != "total")
+        assert parts == pytest.approx(sample.stages["total"], rel=1e-6)
+        assert sample.stages["total"] <= sample.wall_ms
+        assert len(one.pace(200.0, 0.02)) == 4
+        one.save_labels(tmp_path / "labels.npy")
+        assert np.load(tmp_path / "labels.npy").shape == frame.shape[:2]
+    finally:
+        one.close()
+
+
+def test_a_function_s_candidate_can_be_given_other_work(child, tmp_path):
+    one = child("Choosing", numbers=[1, 2])
+    assert one.described == {"precision": "exact"}
+    assert one.select(numbers=[7, 8]) > 0.0
+    one.save_labels(tmp_path / "labels.npy", 5)
+    assert np.load(tmp_path / "labels.npy").tolist() == [7, 5]
+
+
+def test_what_cannot_be_opened_or_called_says_why(child, tmp_path, monkeypatch):
+    with pytest.raises(CandidateError, match="ending: its process ended .* out of ideas"):
+        child("ending")
+    with pytest.raises(CandidateError, match="counter: cannot run /no/python"):
+        child("counter", "/no/python")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))  # which another interpreter is not given
+    (tmp_path / "turtle_of_no_package.py").touch()
+    with refused(CandidateError, "foreign"):
+        child("foreign", sys.executable)
+    one = child("failing")
+    for _ in range(2):  # it goes on answering
+        with refused(CandidateError, "failing"):
+            one.turn(NO_WAIT)
+
+
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGSEGV"])
+def test_a_killed_child_is_named_with_its_signal_and_the_others_finish(child, name):
+    stop = StopRule(max_seconds=60.0, max_rounds=5, half_width=None)
+    doomed = child("killed", number=int(getattr(signal, name)))
+    taken = take_turns((child("counter"), doomed), NO_WAIT, stop)
+    assert list(taken.failures) == ["killed"]
+    assert f"killed: its process was killed by {name}." in taken.failures["killed"]
+    assert ("memory" in taken.failures["killed"]) == (name == "SIGKILL")
+    assert (len(taken.warm("counter")), len(taken.warm("killed"))) == (5, 2)
 
 
 def write(root, files):
@@ -404,11 +534,8 @@ def test_what_gives_no_number_is_absent_with_reason_and_command(tmp_path, conten
     assert len(nothing.readings) == 7
     assert all(r.value is None and r.reason and r.command for r in nothing.readings)
     assert nothing.notes == ()
-
-
-def test_clocks_stand_in_cpuinfo_where_there_is_no_cpufreq(tmp_path):
     write(tmp_path, {"proc/cpuinfo": "cpu MHz\t\t: 2000.0\nflags : x\ncpu MHz\t\t: 3000.5"})
-    assert take_snapshot(tmp_path).clock_mhz == pytest.approx(2500.25)
+    assert take_snapshot(tmp_path).clock_mhz == pytest.approx(2500.25)  # without cpufreq
 
 
 def ina3221(number, *channels):
@@ -419,7 +546,6 @@ def ina3221(number, *channels):
     return {f"sys/class/hwmon/hwmon{number}/{name}": content for name, content in files.items()}
 
 
-THOR = {"name": "ina238", "label": "VIN", "power1_input": 31500000}
 BOARDS = [
     (  # Orin Nano; hwmon0 is no sensor of a rail
         {"sys/class/hwmon/hwmon0/name": "ucsi_source_psy_1"}
@@ -432,8 +558,9 @@ BOARDS = [
         | ina3221(3, ("NC", 0, 0), ("VDDQ_VDD2_1V8AO", 5000, 100)),
         7.1, "sum of the module's rails (VDD_GPU_SOC, VDD_CPU_CV, VIN_SYS_5V0, VDDQ_VDD2_1V8AO)",
     ),
-    (
-        {f"sys/class/hwmon/hwmon4/{name}": content for name, content in THOR.items()}
+    (  # Thor
+        {"sys/class/hwmon/hwmon4/name": "ina238", "sys/class/hwmon/hwmon4/label": "VIN",
+         "sys/class/hwmon/hwmon4/power1_input": 31500000}
         | ina3221(5, ("VDD_GPU", 12000, 500), ("VDD_CPU_SOC_MSS", 12000, 700)),
         31.5, "rail VIN",
     ),
@@ -446,8 +573,7 @@ def test_a_board_s_total_is_its_input_rail_or_the_sum(tmp_path, files, watts, so
     write(tmp_path, files)
     meter, absent = find_energy_meter(tmp_path)
     assert sum(meter.read()) == pytest.approx(watts)
-    assert meter.source == source
-    assert absent == ()
+    assert (meter.source, absent) == (source, ())
 
 
 @pytest.mark.parametrize(
@@ -480,33 +606,24 @@ def test_a_thread_reads_while_work_is_done(tmp_path):
     assert measure_energy(lost, list, interval=0.001)[2] is None
 
 
-class Nvml:
-    """Stands for the module pynvml, with values in turn; a text is what it refuses with."""
+class NVMLError(Exception):
+    """Refused by NVML."""
 
-    class NVMLError(Exception):
-        pass
 
-    def __init__(self, *, clocks=(1800,), reasons=(0,), energy=("Not Supported",), start=0):
-        self.opened = []
-        self._values = {
-            "nvmlInit": [start],
-            "nvmlDeviceGetName": [b"RTX 9999"],
-            "nvmlDeviceGetClockInfo": list(clocks),
-            "nvmlDeviceGetCurrentClocksThrottleReasons": list(reasons),
-            "nvmlDeviceGetTotalEnergyConsumption": list(energy),
-        }
+LACKING, DENIED = NVMLError("Not Supported"), NVMLError("Insufficient Permissions")
 
-    def __getattr__(self, name):
-        def answer(*arguments):
-            if "HandleBy" in name:
-                self.opened.append(arguments[0])
-            values = self._values.get(name, [0])
-            value = values.pop(0) if len(values) > 1 else values[0]
-            if isinstance(value, str):
-                raise self.NVMLError(value)
-            return value
 
-        return answer
+def nvml_of(*, clocks=(1800,), reasons=(0,), energy=(LACKING,), start=(0,)):
+    """Stands for the module pynvml, with values in turn, of which the last one stays."""
+    nvml = Mock(NVMLError=NVMLError)
+    for function, values in {
+        "Init": start, "DeviceGetName": [b"RTX 9999"], "DeviceGetClockInfo": clocks,
+        "DeviceGetCurrentClocksThrottleReasons": reasons,
+        "DeviceGetTotalEnergyConsumption": energy,
+    }.items():  # fmt: skip
+        stream = itertools.chain(values, itertools.repeat(values[-1]))
+        getattr(nvml, f"nvml{function}").side_effect = stream
+    return nvml
 
 
 @pytest.fixture(autouse=True)
@@ -523,7 +640,7 @@ def watch(nvml, readings=3, interval=0.0):
 
 
 def test_clocks_are_those_between_turns_and_throttling_is_noted_with_its_reason():
-    readings, notes = watch(Nvml(clocks=(1800, 1790, 1795)))
+    readings, notes = watch(nvml_of(clocks=(1800, 1790, 1795)))
     assert {name: (reading.value, reading.unit) for name, reading in readings.items()} == {
         "GPU": ("0: RTX 9999", ""),
         "GPU clock, lowest": (1790.0, "MHz"),
@@ -531,59 +648,51 @@ def test_clocks_are_those_between_turns_and_throttling_is_noted_with_its_reason(
         "GPU throttled by": ("nothing", ""),
     }
     assert notes == ""
-    assert watch(Nvml(clocks=(1800, 1)), interval=3600.0)[0]["GPU clock, lowest"].value == 1800.0
-    readings, notes = watch(Nvml(clocks=(1800, 1700, 1200), reasons=(0, 0x4, 0x4 | 0x40)))
+    assert watch(nvml_of(clocks=(1800, 1)), interval=3600.0)[0]["GPU clock, lowest"].value == 1800.0
+    readings, notes = watch(nvml_of(clocks=(1800, 1700, 1200), reasons=(0, 0x4, 0x4 | 0x40)))
     assert readings["GPU throttled by"].value == "its power limit, its temperature, by hardware"
     assert "lowered by its power limit, in 2 of 3 readings" in notes
     assert "changed between 1200 and 1800 MHz" in notes
     # an idle GPU's clocks, and clocks that someone set
-    assert watch(Nvml(clocks=(1800, 300, 1800), reasons=(0x2, 0x1, 0x100)))[1] == ""
+    assert watch(nvml_of(clocks=(1800, 300, 1800), reasons=(0x2, 0x1, 0x100)))[1] == ""
 
 
-REFUSED = "Insufficient Permissions"
 FIGURES = ["GPU clock, lowest", "GPU clock, highest", "GPU throttled by"]
 
 
-@pytest.mark.parametrize(
-    ("figures", "names", "reason"),
-    [
-        ({"clocks": [REFUSED]}, FIGURES, f"NVML: {REFUSED}"),
-        ({"reasons": [REFUSED]}, FIGURES, f"NVML: {REFUSED}"),
-        ({"clocks": [0]}, FIGURES[:2], "no reading was taken"),
-        ({"start": "Driver Not Loaded"}, ["GPU"], "NVML: Driver Not Loaded"),
-    ],
-)
+@pytest.mark.parametrize(("figures", "names", "reason"), [
+    ({"clocks": [DENIED]}, FIGURES, f"NVML: {DENIED}"),
+    ({"reasons": [DENIED]}, FIGURES, f"NVML: {DENIED}"),
+    ({"clocks": [0]}, FIGURES[:2], "no reading was taken"),
+    ({"start": [LACKING]}, ["GPU"], f"NVML: {LACKING}"),
+])  # fmt: skip
 def test_a_figure_that_is_refused_is_absent_with_the_reason(figures, names, reason):
-    readings, notes = watch(Nvml(**figures))
+    readings, notes = watch(nvml_of(**figures))
     absent = {name: one for name, one in readings.items() if one.value is None}
     assert list(absent) == names
     assert all(one.reason == reason and "nvidia-smi" in one.command for one in absent.values())
     assert notes == ""
 
 
-@pytest.mark.parametrize(
-    ("visible", "index", "opened"),
-    [(None, 1, 1), ("", 1, 1), ("3,2", 1, 2), ("GPU-aa,GPU-bb", 0, "GPU-aa"), ("0", 4, 4)],
-)
-def test_the_gpu_is_the_one_that_cuda_counts(monkeypatch, visible, index, opened):
+@pytest.mark.parametrize(("visible", "index", "kind", "opened"), [
+    (None, 1, "Index", 1), ("", 1, "Index", 1), ("3,2", 1, "Index", 2),
+    ("GPU-aa,GPU-bb", 0, "UUID", "GPU-aa"), ("0", 4, "Index", 4),
+])  # fmt: skip
+def test_the_gpu_is_the_one_that_cuda_counts(monkeypatch, visible, index, kind, opened):
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    nvml = Nvml()
-    assert NvmlGpu(index, nvml).name.endswith(": RTX 9999")
-    assert nvml.opened == [opened]
-
-
-def test_a_gpu_s_energy_is_read_by_nvml(tmp_path):
-    gpu, _ = find_energy_meter(tmp_path, Nvml(energy=(5000, 5250)))
-    assert gpu.counts
-    assert gpu.read() == pytest.approx([5.25])
-    assert gpu.source == "GPU alone, by NVML"
+    nvml = nvml_of()
+    assert NvmlGpu(index, nvml).name == f"{opened}: RTX 9999"
+    getattr(nvml, f"nvmlDeviceGetHandleBy{kind}").assert_called_once_with(opened)
 
 
 @pytest.mark.parametrize(
-    ("nvml", "reason"), [(Nvml(), "Not Supported"), (None, "pip install nvidia-ml-py")]
+    ("nvml", "reason"), [(nvml_of(), "Not Supported"), (None, "pip install nvidia-ml-py")]
 )
-def test_energy_that_nothing_gives_is_absent(tmp_path, monkeypatch, nvml, reason):
+def test_energy_is_read_by_nvml_or_absent(tmp_path, monkeypatch, nvml, reason):
+    gpu, _ = find_energy_meter(tmp_path, nvml_of(energy=(5000, 5250)))
+    assert (gpu.counts, gpu.source) == (True, "GPU alone, by NVML")
+    assert gpu.read() == pytest.approx([5.25])
     monkeypatch.setitem(sys.modules, "pynvml", None)
     meter, readings = find_energy_meter(tmp_path, nvml)
     absent = {reading.name: reading for reading in readings}
@@ -595,18 +704,13 @@ def test_energy_that_nothing_gives_is_absent(tmp_path, monkeypatch, nvml, reason
         assert reason in watch(None)[0]["GPU"].reason
 
 
-def measured(*configs, waiting=0.0, nodes=None, **fields):
+def measured(*configs, waiting=0.0, nodes=(), **fields):
     """Variants whose frames take given times, the first of them 2 ms."""
-    names = [f"v{index}" for index in range(len(configs))]
-    times = [[2.0, 2.01, 1.99], [3.0, 3.01, 2.99]]
-    candidates = [
-        GivenTimes(name, ms, waiting=waiting) for name, ms in zip(names, times, strict=False)
-    ]
-    stop = StopRule(max_seconds=60.0, max_rounds=20, half_width=None)
-    rounds = take_turns(candidates, TurnPlan(pause_ms=0.0), stop)
+    times = {"v0": [2.0, 2.01, 1.99], "v1": [3.0, 3.01, 2.99]}
+    rounds = rounds_of(*(GivenTimes(name, ms, waiting=waiting) for name, ms in times.items()))
     variants = tuple(
         Variant(name=name, bundle=demo_bundle("scenes"), config=config)
-        for name, config in zip(names, configs, strict=True)
+        for name, config in zip(times, configs, strict=False)
     )
     work = SimpleNamespace(num_classes=lambda _: 1, frame_sizes=lambda _: "1x1")
     profiler = Profiler(
@@ -614,8 +718,7 @@ def measured(*configs, waiting=0.0, nodes=None, **fields):
     )
     profiler.reports["v0"].nodes = tuple(
         NodeRow(graph=graph, name=name, type=kind, kind=kind_of(name, kind), ms=ms)
-        for graph, some in (nodes or {}).items()
-        for name, kind, ms in some
+        for graph, name, kind, ms in nodes
     )
     return profiler.report()
 
@@ -641,32 +744,30 @@ def test_a_report_has_what_the_gpu_did_also_after_ctrl_c():
 
 
 def test_nodes_are_listed_by_graph_with_the_rest_last():
-    nodes = {
-        "image_encoder": [["a/MatMul", "MatMul", 1.0], ["a/Reshape", "", 2.0], [OUTSIDE, "", 9.0]],
-        "decoder": [["b/MatMul", "MatMul", 5.0], [OUTSIDE, "", 6.0]],
-    }
+    encoder, decoder = "image_encoder", "decoder"
+    nodes = [
+        (encoder, "a/MatMul", "MatMul", 1.0), (encoder, "a/Reshape", "", 2.0),
+        (encoder, OUTSIDE, "", 9.0), (decoder, "b/MatMul", "MatMul", 5.0),
+        (decoder, OUTSIDE, "", 6.0),
+    ]  # fmt: skip
     tables = {t.title: t for t in report_tables(measured({}, nodes=nodes))}
     assert [row[:3] for row in tables["nodes of v0 by kind"].rows] == [
-        ("image_encoder", "layout", "2.000"), ("image_encoder", "linear", "1.000"),
-        ("image_encoder", OUTSIDE, "9.000"),
-        ("decoder", "linear", "5.000"), ("decoder", OUTSIDE, "6.000"),
+        (encoder, "layout", "2.000"), (encoder, "linear", "1.000"), (encoder, OUTSIDE, "9.000"),
+        (decoder, "linear", "5.000"), (decoder, OUTSIDE, "6.000"),
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("name", "type_", "kind"),
-    [
-        ("blocks.3.mlp.c_fc/Add", "FullyConnected", "linear"),
-        ("layer1.0.conv1/Conv", "Convolution", "linear"),
-        ("blocks.11/attention/MatMul", "MatMul", "attention"),
-        ("", "ScaledDotProductAttention", "attention"),
-        ("node_scaled_dot_product_attention", "Subgraph", "attention"),
-        ("MVN_33", "MVN", "norm"), ("ln_pre/LayerNormalization", "Sub", "norm"),
-        ("decoder.layers.2.norm/Concat", "Concat", "layout"),
-        ("", "Reorder", "layout"), ("/Transpose", "", "layout"),
-        ("blocks.0/Add", "Subgraph", "other"), ("blocks.1/Reshape + blocks.2/Add", "Sub", "other"),
-        (OUTSIDE, "", OUTSIDE),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("name", "type_", "kind"), [
+    ("blocks.3.mlp.c_fc/Add", "FullyConnected", "linear"),
+    ("layer1.0.conv1/Conv", "Convolution", "linear"),
+    ("blocks.11/attention/MatMul", "MatMul", "attention"),
+    ("", "ScaledDotProductAttention", "attention"),
+    ("node_scaled_dot_product_attention", "Subgraph", "attention"),
+    ("MVN_33", "MVN", "norm"), ("ln_pre/LayerNormalization", "Sub", "norm"),
+    ("decoder.layers.2.norm/Concat", "Concat", "layout"),
+    ("", "Reorder", "layout"), ("/Transpose", "", "layout"),
+    ("blocks.0/Add", "Subgraph", "other"), ("blocks.1/Reshape + blocks.2/Add", "Sub", "other"),
+    (OUTSIDE, "", OUTSIDE),
+])  # fmt: skip
 def test_a_node_has_a_kind(name, type_, kind):
     assert kind_of(name, type_) == kind
