@@ -1,34 +1,86 @@
-"""A stand-in for TensorRT that computes: on the device's memory and streams, by a CPU session.
+"""A stand-in for full TensorRT that builds bundles' own graphs; a session of the CPU computes.
 
-Its engines and contexts are those of ``fake_tensorrt``, strict about order; what
-``execute_async_v3`` enqueues reads the input addresses and writes the output addresses.
+Its order is as strict as ``fake_tensorrt``'s; what ``execute_async_v3`` enqueues reads the input
+addresses and writes the output addresses. A folder on the path with :data:`MODULE` as
+``tensorrt/__init__.py`` makes it importable. ``$STAND_IN_WRONG`` names a graph whose plans compute
+something else.
 """
 
 import json
+import os
+from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from support.fake_tensorrt import CudaEngine, ExecutionContext, FakeTensorRT
+from support.fake_tensorrt import CudaEngine, ExecutionContext, FakeTensorRT, OnnxParser, Runtime
 from zsseg_rt import ops
-from zsseg_rt.backends._tensorrt_session import TensorRTGraph, TensorRTSession, open_gpu
-from zsseg_rt.backends.plan_cache import Plan
+from zsseg_rt.backends import registry
+from zsseg_rt.backends.base import BackendOptions
+from zsseg_rt.onnx.check import check_graph
 
 KINDS = {"float32": "FLOAT", "float16": "HALF", "int64": "INT64"}
+MODULE = """
+import sys
+sys.path.append({tests!r})
+from support.computing_tensorrt import OnnxTensorRT
+sys.modules[__name__] = OnnxTensorRT()
+"""
 
 
-class DeviceMemory:
-    """Memory of the device that only its address is known of."""
+class OnnxTensorRT(FakeTensorRT):
+    """The module; ``host`` is the backend that computes."""
 
-    def __init__(self, address: int, shape: tuple[int, ...], dtype: str, stream: int) -> None:
-        self.__cuda_array_interface__ = {
-            "shape": shape,
-            "typestr": np.dtype(dtype).str,
-            "data": (address, False),
-            "version": 3,
-            "stream": stream or 1,
+    __spec__ = ModuleSpec("tensorrt", None)
+
+    def __init__(self, host: str = "openvino") -> None:
+        super().__init__()
+        self.host = host
+
+    def OnnxParser(self, network: Any, logger: Any) -> Any:  # noqa: N802 - TensorRT's name
+        return HeaderParser(self, network)
+
+    def Runtime(self, logger: Any) -> Any:  # noqa: N802 - TensorRT's name
+        return ComputingRuntime(self, logger)
+
+
+class HeaderParser(OnnxParser):
+    """Takes a graph's inputs and outputs, and one product of its precision, from its file."""
+
+    def parse_from_file(self, path: str) -> bool:
+        header = check_graph(Path(path))
+        self.network.graph = {
+            "inputs": [_row(spec) for spec in header.inputs],
+            "outputs": [_row(spec) for spec in header.outputs],
+            "layers": [["MATRIX_MULTIPLY", "HALF" if ".float16." in path else "FLOAT"]],
+            "path": path,
         }
+        return True
+
+
+def _row(spec: Any) -> dict[str, Any]:
+    sizes = [size if isinstance(size, int) else -1 for size in spec.shape]
+    axes = {str(axis): size for axis, size in enumerate(spec.shape) if not isinstance(size, int)}
+    return {"name": spec.name, "dtype": KINDS[spec.dtype], "shape": sizes, "axes": axes}
+
+
+class ComputingRuntime(Runtime):
+    def deserialize_cuda_engine(self, data: bytes) -> Any:
+        engine = super().deserialize_cuda_engine(data)
+        return None if engine is None else ComputingEngine(engine.trt, engine.graph)
+
+
+class ComputingEngine(CudaEngine):
+    """Its one attention is fused."""
+
+    def create_execution_context(self) -> Any:
+        return ComputingContext(self)
+
+    def create_engine_inspector(self) -> Any:
+        text = json.dumps({"Layers": [{"Name": "_gemm_mha_v2_0x1", "LayerType": "kgen"}]})
+        return SimpleNamespace(get_engine_information=lambda layout: text)
 
 
 def run_on_host(session: Any, header: Any, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -41,9 +93,13 @@ def run_on_host(session: Any, header: Any, feeds: dict[str, np.ndarray]) -> dict
 
 
 class ComputingContext(ExecutionContext):
-    def __init__(self, engine: CudaEngine, session: Any, header: Any) -> None:
+    def __init__(self, engine: CudaEngine) -> None:
         super().__init__(engine)
-        self.session, self.header = session, header
+        path, host = Path(engine.graph["path"]), registry.get_backend(engine.trt.host)
+        precision = "float32" if host.name == "openvino" else "auto"
+        graph = host.load(path, device="cpu", precision=precision, options=BackendOptions())
+        self.session, self.header = graph.session(), check_graph(path)
+        self.is_wrong = path.name.split(".")[0] == os.environ.get("STAND_IN_WRONG")
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         assert self.inferred, "get_tensor_shape before infer_shapes"
@@ -57,18 +113,18 @@ class ComputingContext(ExecutionContext):
 
     def execute_async_v3(self, stream: int) -> bool:
         assert super().execute_async_v3(stream)
-        feeds = {spec.name: self._read(spec, stream) for spec in self.header.inputs}
+        feeds = {}
+        for spec in self.header.inputs:
+            shape = self.shapes[spec.name]
+            memory = _memory(self.addresses[spec.name], shape, spec.dtype, stream)
+            feeds[spec.name] = ops.DeviceArray.from_numpy(memory, 0, stream).numpy(stream)
         for name, result in run_on_host(self.session, self.header, feeds).items():
-            self._write(name, result, stream)
+            self._write(name, result / 2 if self.is_wrong else result, stream)
         return True
-
-    def _read(self, spec: Any, stream: int) -> np.ndarray:
-        memory = DeviceMemory(self.addresses[spec.name], self.shapes[spec.name], spec.dtype, stream)
-        return ops.DeviceArray.from_numpy(memory, 0, stream).numpy(stream)
 
     def _write(self, name: str, result: np.ndarray, stream: int) -> None:
         """Unblended, past logits are the copy to a foreign address that the operations offer."""
-        words = result.reshape(1, 1, 1, -1).view(np.float32)  # of any dtype: bits are copied
+        words = np.ascontiguousarray(result).reshape(1, 1, 1, -1).view(np.float32)  # of any dtype
         for begin in range(0, words.shape[-1], 16384):
             some = words[..., begin : begin + 16384]
             shape = some.shape
@@ -77,32 +133,14 @@ class ComputingContext(ExecutionContext):
                 ops.DeviceArray.from_numpy(np.ascontiguousarray(array, np.float32), 0, stream)
                 for array in arrays
             ]
-            out = DeviceMemory(self.addresses[name] + 4 * begin, shape, "float32", stream)
+            out = _memory(self.addresses[name] + 4 * begin, shape, "float32", stream)
             ops.warp_blend(*placed, out=out, stream=stream)
 
 
-def tensorrt_session(session: Any, header: Any) -> TensorRTSession:
-    """The product's TensorRT session around an engine that computes what ``session`` does.
-
-    Its inputs and outputs have the dtypes of ``header``, which is what the graph's file states.
-    """
-    rows = [
-        [{"name": s.name, "dtype": s.dtype, "shape": list(s.shape)} for s in specs]
-        for specs in (header.inputs, header.outputs)
-    ]
-    named = [[row | {"dtype": KINDS[row["dtype"]]} for row in side] for side in rows]
-    axes = {size for side in rows for row in side for size in row["shape"] if isinstance(size, str)}
-    report = {
-        "inputs": rows[0],
-        "outputs": rows[1],
-        "axes": dict.fromkeys(axes, (1, 8, 1024)),
-        "precision": session.precision,
-    }
-    module = FakeTensorRT()
-    graph = {"inputs": named[0], "outputs": named[1]}
-    engine = CudaEngine(module, graph)
-    engine.create_execution_context = lambda: ComputingContext(engine, session, header)
-    module.Runtime = lambda logger: SimpleNamespace(deserialize_cuda_engine=lambda data: engine)
-    api = SimpleNamespace(module=module, flavour="stand-in", label="stand-in", is_rtx=False)
-    plan = Plan(data=json.dumps(graph).encode(), report=report, path=None)
-    return TensorRTGraph(api, open_gpu("cuda:0"), plan).session()
+def _memory(address: int, shape: tuple[int, ...], dtype: str, stream: int) -> Any:
+    """Memory of the device that only its address is known of."""
+    interface = {
+        "shape": shape, "typestr": np.dtype(dtype).str, "data": (address, False), "version": 3,
+        "stream": stream or 1,
+    }  # fmt: skip
+    return SimpleNamespace(__cuda_array_interface__=interface)

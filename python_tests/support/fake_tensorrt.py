@@ -1,53 +1,25 @@
 """The part of TensorRT's API that the backend uses, in Python, strict about order and arguments.
 
 A graph is a JSON file; a plan is its bytes after ``PLAN``. Nothing is computed: the calls are kept,
-in order, in ``journal``.
+in order, in ``journal``. TensorRT-RTX, where it differs, compiles kernels for a context and for
+each new shape, unless they are in its runtime cache: ``compile WHAT`` in the journal.
 """
 
 import importlib.util
 import json
 import sys
 from enum import Enum, IntEnum
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 
 from zsseg_rt.backends import _tensorrt, _tensorrt_session
 
-DataType = Enum("DataType", ["FLOAT", "HALF", "INT8", "INT64"])
-LayerType = Enum("LayerType", ["MATRIX_MULTIPLY", "DEQUANTIZE", "SOFTMAX"])
-LayerInformationFormat = Enum("LayerInformationFormat", ["ONELINE", "JSON"])
-ProfilingVerbosity = Enum("ProfilingVerbosity", ["LAYER_NAMES_ONLY", "DETAILED"])
-MemoryPoolType = Enum("MemoryPoolType", ["WORKSPACE"])
-STRONGLY_TYPED_BIT = 5  # as no real version has it: a literal would show
-
-
-class BuilderFlag(IntEnum):
-    FP16 = 0
-    TF32 = 7
-
-
-class NetworkDefinitionCreationFlag(IntEnum):
-    STRONGLY_TYPED = STRONGLY_TYPED_BIT
-
 
 class ILogger:
-    class Severity(IntEnum):
-        INTERNAL_ERROR = 0
-        ERROR = 1
-        WARNING = 2
-        INFO = 3
+    Severity = IntEnum("Severity", ["INTERNAL_ERROR", "ERROR", "WARNING", "INFO"], start=0)
 
-    def __init__(self):
-        self.is_initialised = True
-
-
-class IProfiler:
-    def __init__(self):
-        pass
-
-
-class IProgressMonitor:
     def __init__(self):
         self.is_initialised = True
 
@@ -56,21 +28,25 @@ class FakeTensorRT:
     """Stands for the imported module; each instance has its own journal and faults.
 
     ``faults`` names what must fail: "parse", "build", "deserialize" (once each time it is listed),
-    "context", "set_input_shape", "set_tensor_address", "execute".
+    "context", "set_input_shape", "set_tensor_address", "execute", "runtime_config",
+    "set_runtime_cache". ``environment`` is what kept kernels must fit.
     """
 
-    DataType, LayerType = DataType, LayerType
-    LayerInformationFormat = LayerInformationFormat
-    ProfilingVerbosity, BuilderFlag = ProfilingVerbosity, BuilderFlag
-    NetworkDefinitionCreationFlag, MemoryPoolType = NetworkDefinitionCreationFlag, MemoryPoolType
-    ILogger, IProgressMonitor, IProfiler = ILogger, IProgressMonitor, IProfiler
+    LayerInformationFormat = Enum("LayerInformationFormat", ["ONELINE", "JSON"])
+    ProfilingVerbosity = Enum("ProfilingVerbosity", ["LAYER_NAMES_ONLY", "DETAILED"])
+    MemoryPoolType = Enum("MemoryPoolType", ["WORKSPACE"])
+    BuilderFlag = Enum("BuilderFlag", ["FP16", "TF32"])
+    # at a bit that no real version has: a literal would show
+    NetworkDefinitionCreationFlag = IntEnum("NetworkDefinitionCreationFlag", {"STRONGLY_TYPED": 5})
+    CudaGraphStrategy = Enum("CudaGraphStrategy", ["DISABLED", "WHOLE_GRAPH_CAPTURE"])
+    ComputeCapability = Enum("ComputeCapability", ["NONE", "SM86", "SM87", "SM89"])
+    ILogger = ILogger
+    IProgressMonitor, IProfiler = type("IProgressMonitor", (), {}), type("IProfiler", (), {})
 
     def __init__(self, version="10.3.0"):
         self.__version__ = version
-        self.journal = []
-        self.loggers = []
-        self.faults = []
-        self.plan_prefix = b"PLAN"
+        self.journal, self.loggers, self.faults, self.contexts = [], [], [], []
+        self.plan_prefix, self.environment = b"PLAN", "Orin, driver 580"
 
     def fails(self, what):
         if what in self.faults:
@@ -104,7 +80,7 @@ class Builder:
         self.trt, self.logger = trt, logger
 
     def create_network(self, flags):
-        assert flags == 1 << STRONGLY_TYPED_BIT
+        assert flags == 1 << self.trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED
         return Network()
 
     def create_builder_config(self):
@@ -114,18 +90,18 @@ class Builder:
         return Profile()
 
     def build_serialized_network(self, network, config):
-        self.trt.journal.append("build")
-        self.trt.journal.append(f"flags {sorted(flag.name for flag in config.flags)}")
+        flags = sorted(flag.name for flag in config.flags)
+        self.trt.journal += ["build", f"flags {flags}"]
         for spec in network.graph["inputs"]:
-            dynamic = any(size == -1 for size in spec["shape"])
-            assert not dynamic or spec["name"] in config.profiles[0].shapes
-        config.progress_monitor.phase_start("Building", None, 2)
-        config.progress_monitor.phase_start("Timing", "Building", 2)
-        going_on = config.progress_monitor.step_complete("Timing", 0)
-        config.progress_monitor.phase_finish("Timing")
-        config.progress_monitor.step_complete("Timing", 1)  # late
-        config.progress_monitor.step_complete("Building", 0)
-        config.progress_monitor.phase_finish("Building")
+            assert -1 not in spec["shape"] or spec["name"] in config.profile.shapes
+        monitor = config.progress_monitor
+        monitor.phase_start("Building", None, 2)
+        monitor.phase_start("Timing", "Building", 2)
+        going_on = monitor.step_complete("Timing", 0)
+        monitor.phase_finish("Timing")
+        monitor.step_complete("Timing", 1)  # late
+        monitor.step_complete("Building", 0)
+        monitor.phase_finish("Building")
         if not going_on or self.trt.fails("build"):
             self.logger.log(ILogger.Severity.ERROR, "no implementation for node /blocks.0/mlp")
             return None
@@ -134,22 +110,22 @@ class Builder:
 
 class Config:
     def __init__(self, trt):
-        self.trt, self.profiles = trt, []
-        self.flags = {BuilderFlag.TF32}  # as in every version
+        self._trt = trt
+        self.flags = {trt.BuilderFlag.TF32}  # as in every version
 
     def set_compute_capability(self, member, place):
         assert place < self.num_compute_capabilities
         return True
 
     def set_memory_pool_limit(self, pool, size):
-        self.trt.journal.append(f"limit {pool.name} {size}")
+        self._trt.journal.append(f"limit {pool.name} {size}")
 
     def clear_flag(self, flag):
         self.flags.discard(flag)
 
     def add_optimization_profile(self, profile):
-        self.profiles.append(profile)
-        return len(self.profiles) - 1
+        self.profile = profile
+        return 0
 
 
 class Profile:
@@ -169,15 +145,10 @@ class Network:
     num_outputs = property(lambda self: len(self.graph["outputs"]))
 
     def get_layer(self, index):
-        kind, dtype = self.graph["layers"][index]
-        tensor = SimpleNamespace(name=str(index), dtype=DataType[dtype])
-        return SimpleNamespace(
-            type=LayerType[kind],
-            num_inputs=1,
-            num_outputs=1,
-            get_input=lambda place: tensor,
-            get_output=lambda place: tensor,
-        )
+        kind, dtype = (SimpleNamespace(name=name) for name in self.graph["layers"][index])
+        tensor = SimpleNamespace(name=str(index), dtype=dtype)
+        tensors = dict.fromkeys(("get_input", "get_output"), lambda place: tensor)
+        return SimpleNamespace(type=kind, num_inputs=1, num_outputs=1, **tensors)
 
     def get_input(self, index):
         return Network._tensor(self.graph["inputs"][index])
@@ -187,34 +158,25 @@ class Network:
 
     @staticmethod
     def _tensor(spec):
+        dtype, axes = SimpleNamespace(name=spec["dtype"]), spec.get("axes", {})
         return SimpleNamespace(
-            name=spec["name"],
-            dtype=DataType[spec["dtype"]],
-            shape=spec["shape"],
-            get_dimension_name=lambda axis: spec.get("axes", {}).get(str(axis)),
+            **spec | {"dtype": dtype}, get_dimension_name=lambda axis: axes.get(str(axis))
         )
 
 
 class OnnxParser:
     def __init__(self, trt, network):
-        self.trt, self.network = trt, network
-        self.num_errors = 0
+        self.trt, self.network, self.num_errors = trt, network, 0
 
     def parse_from_file(self, path):
-        if self.trt.fails("parse"):
-            self.num_errors = 1
-            return False
-        with open(path, encoding="utf-8") as file:
-            self.network.graph = json.load(file)
-        return True
+        self.num_errors = int(self.trt.fails("parse"))
+        self.network.graph = json.loads(Path(path).read_text(encoding="utf-8"))
+        return not self.num_errors
 
     def get_error(self, index):
         assert 0 <= index < self.num_errors
-        return SimpleNamespace(
-            node_name=lambda: "/blocks.3/attn",
-            node_operator=lambda: "Einsum9",
-            desc=lambda: "No importer\nregistered",
-        )
+        texts = {"node_name": "/blocks.3/attn", "node_operator": "Einsum9", "desc": "No\nimporter"}
+        return SimpleNamespace(**{name: lambda text=text: text for name, text in texts.items()})
 
 
 class Runtime:
@@ -232,23 +194,62 @@ class Runtime:
 class CudaEngine:
     def __init__(self, trt, graph):
         self.trt, self.graph = trt, graph
-        self.tensors = graph["inputs"] + graph["outputs"]
 
-    def create_execution_context(self):
-        return None if self.trt.fails("context") else ExecutionContext(self)
+    def create_runtime_config(self):
+        return None if self.trt.fails("runtime_config") else RuntimeConfig(self.trt)
+
+    def create_execution_context(self, *runtime_config):
+        if self.trt.fails("context"):
+            return None
+        self.trt.contexts.append(ExecutionContext(self, *runtime_config))
+        return self.trt.contexts[-1]
 
     def create_engine_inspector(self):
         text = json.dumps({"Layers": [{"Name": "mlp", "LayerType": "gemm"}]})
         return SimpleNamespace(get_engine_information=lambda layout: text)
 
 
+class RuntimeConfig:
+    def __init__(self, trt):
+        self._trt, self.cuda_graph_strategy = trt, trt.CudaGraphStrategy.DISABLED
+
+    def create_runtime_cache(self):
+        return RuntimeCache(self._trt)
+
+    def set_runtime_cache(self, cache):
+        self.cache = cache
+        return not self._trt.fails("set_runtime_cache")
+
+
+class RuntimeCache:
+    def __init__(self, trt):
+        self._trt, self._kernels = trt, []
+
+    def _compile(self, what):
+        if what not in self._kernels:
+            self._trt.journal.append(f"compile {what}")
+            self._kernels.append(what)
+
+    def serialize(self):
+        return json.dumps([self._trt.environment, self._kernels]).encode()
+
+    def deserialize(self, blob):
+        environment, kernels = json.loads(bytes(blob))
+        fits = environment == self._trt.environment
+        self._kernels = kernels if fits else []
+        return fits
+
+
 class ExecutionContext:
     """Refuses addresses before shapes and running before addresses, as a CUDA program would."""
 
-    def __init__(self, engine):
-        self.engine, self.trt = engine, engine.trt
+    def __init__(self, engine, runtime_config=None):
+        self.engine, self.trt, self.runtime_config = engine, engine.trt, runtime_config
         self.shapes, self.addresses, self.inferred = {}, {}, False
         self.profiler = None
+        if runtime_config is not None:
+            self.is_stream_capturable = lambda stream: False  # it allocates while it runs
+            runtime_config.cache._compile("context")
 
     def set_input_shape(self, name, shape):
         if self.trt.fails("set_input_shape"):
@@ -276,9 +277,15 @@ class ExecutionContext:
         return True
 
     def execute_async_v3(self, stream):
-        assert set(self.addresses) == {spec["name"] for spec in self.engine.tensors}
+        tensors = self.engine.graph["inputs"] + self.engine.graph["outputs"]
+        assert set(self.addresses) == {spec["name"] for spec in tensors}
         self.trt.journal.append(f"execute on {stream}")
+        if self.runtime_config is not None:
+            self.runtime_config.cache._compile(f"for {sorted(self.shapes.values())}")
         if self.profiler is not None:
+            assert self.runtime_config is None or (
+                self.runtime_config.cuda_graph_strategy is self.trt.CudaGraphStrategy.DISABLED
+            )
             for layer in ("blocks.0/MatMul + blocks.0/Add", "softmax"):
                 self.profiler.report_layer_time(layer, 0.25)
         return not self.trt.fails("execute")
@@ -287,30 +294,22 @@ class ExecutionContext:
 class FakeNative:
     """Stands for the compiled module on a computer with ``count`` GPUs."""
 
-    def __init__(self, count=1, capability="8.7"):
-        self.count, self.capability = count, capability
+    def __init__(self):
+        self.count, self.capability, self.cuda = 1, "8.7", "13.0"
         self.size = {"multiprocessors": 16, "total_memory": 64 << 30, "driver": 13000}
         self.device, self.allocated, self.waits = 0, [], []
-        native = self
+        self.DeviceArray = SimpleNamespace(empty=self._allocate)
 
-        class DeviceArray:
-            @staticmethod
-            def empty(shape, dtype, *, device, stream):
-                native.allocated.append((shape, dtype, device, stream))
-                return GpuArray(np.empty(shape, dtype), 4096 * len(native.allocated))
+    def _allocate(self, shape, dtype, *, device, stream):
+        self.allocated.append((shape, dtype, device, stream))
+        return GpuArray(np.empty(shape, dtype), 4096 * len(self.allocated))
 
-        class Event:
-            def __init__(self, device, *, timing):
-                assert not timing, "an event with timing orders nothing within a capture"
-                self.recorded = None
-
-            def record(self, stream):
-                self.recorded = stream
-
-            def wait(self, stream):
-                native.waits.append((self.recorded, stream))
-
-        self.DeviceArray, self.Event = DeviceArray, Event
+    def Event(self, device, *, timing):  # noqa: N802 - a class of ours
+        assert not timing, "an event with timing orders nothing within a capture"
+        streams = []
+        return SimpleNamespace(
+            record=streams.append, wait=lambda stream: self.waits.append((*streams, stream))
+        )
 
     def cuda_device_count(self):
         return self.count
@@ -319,7 +318,7 @@ class FakeNative:
         return {"name": "Orin", "compute_capability": self.capability} | self.size
 
     def cuda_runtime_version(self):
-        return "13.0"
+        return self.cuda
 
     def cuda_set_device(self, device, *, only_active=False):
         previous, self.device = self.device, device
@@ -332,17 +331,12 @@ class GpuArray:
     def __init__(self, host, address, stream=None, strides=None):
         self.host, self.address, self.shape = host, address, host.shape
         self.__cuda_array_interface__ = {
-            "shape": host.shape,
-            "typestr": host.dtype.str,
-            "data": (address, False),
-            "strides": strides,
-            "stream": stream,
-            "version": 3,
-        }
+            "shape": host.shape, "typestr": host.dtype.str, "data": (address, False),
+            "strides": strides, "stream": stream, "version": 3,
+        }  # fmt: skip
 
     def view(self, shape):
-        size = int(np.prod(shape))
-        return GpuArray(self.host.reshape(-1)[:size].reshape(shape), self.address)
+        return GpuArray(np.resize(self.host, shape), self.address)
 
 
 def install(monkeypatch, fake, native, flavour="tensorrt"):

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Collection
 from pathlib import Path
 
-from support.onnx_tensorrt import MODULE
+from support.computing_tensorrt import MODULE
 
 ROOT = Path(__file__).resolve().parents[2]
 EMULATED = sorted(

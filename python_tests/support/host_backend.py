@@ -1,5 +1,6 @@
 """A backend for a CUDA device whose graphs the host computes; arrays lie on the device."""
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from support.computing_tensorrt import run_on_host, tensorrt_session
+from support.computing_tensorrt import OnnxTensorRT, run_on_host
 from zsseg_rt import ops
 from zsseg_rt.backends import registry
 from zsseg_rt.onnx.check import Flow, check_graph
@@ -42,8 +43,8 @@ class HostSession:
     """Feeds and results lie on ``cuda:0``; the graph runs on the host in between."""
 
     inner: Any
-    foreign: bool
     header: Flow
+    foreign: bool
     device: str = "cuda:0"
 
     def __getattr__(self, name: str) -> Any:
@@ -92,6 +93,14 @@ class Uncompiled:
         pass
 
 
+def usual_host() -> str:
+    """OpenVINO where it is installed, else torch."""
+    if registry.is_installed("openvino"):
+        return "openvino"
+    pytest.importorskip("torch", reason="graphs run on OpenVINO or torch")
+    return "torch"
+
+
 def place(
     monkeypatch: pytest.MonkeyPatch,
     open_session: Callable[[Any, Flow], Any],
@@ -101,13 +110,10 @@ def place(
 ) -> dict[str, Any]:
     """Let backend torch be one that opens such sessions on a device; an engine's settings for it.
 
-    ``host_name``: the backend that loads graphs; None: OpenVINO where it is installed, else torch.
-    Without ``computes``, graphs of a device are only looked at.
+    ``host_name``: the backend that loads graphs. Without ``computes``, graphs of a device are only
+    looked at.
     """
-    if not registry.is_installed("openvino"):
-        pytest.importorskip("torch", reason="graphs run on OpenVINO or torch")
-    usual = "openvino" if registry.is_installed("openvino") else "torch"
-    host, real = registry.get_backend(host_name or usual), registry.get_backend
+    host, real = registry.get_backend(host_name or usual_host()), registry.get_backend
 
     class PlacedBackend:
         name = "torch"
@@ -134,10 +140,8 @@ def host_backend(
     monkeypatch: pytest.MonkeyPatch, session_kind: str, *, host_name: str | None = None
 ) -> dict[str, Any]:
     """As :func:`place`; ``session_kind`` is own arrays, foreign arrays or TensorRT's."""
-
-    def open_session(session, header):
-        if session_kind == "TensorRT's":
-            return tensorrt_session(session, header)
-        return HostSession(session, session_kind == "foreign arrays", header)
-
-    return place(monkeypatch, open_session, host_name)
+    if session_kind == "TensorRT's":
+        monkeypatch.setitem(sys.modules, "tensorrt", OnnxTensorRT(host_name or usual_host()))
+        return {"device": "cuda:0", "backend": "tensorrt"}
+    foreign = session_kind == "foreign arrays"
+    return place(monkeypatch, lambda *of: HostSession(*of, foreign), host_name)

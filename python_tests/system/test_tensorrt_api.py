@@ -61,30 +61,23 @@ STUB(createInferRuntime_INTERNAL) STUB(createNvOnnxParserRefitter_INTERNAL)
 STUB(createNvOnnxParser_INTERNAL) STUB(getBuilderPluginRegistry) STUB(getNvOnnxParserVersion)
 STUB(getPluginRegistry) STUB(initLibNvInferPlugins)
 """
-LIBRARIES = [
-    *(
-        f"lib{name}.so.{major}"
-        for name in ("nvinfer", "nvonnxparser", "nvinfer_plugin")
-        for major in (10, 11)
-    ),
-    "libtensorrt_rtx.so.1",
-    "libtensorrt_onnxparser_rtx.so.1",
-]
-
+LIBRARIES = """
+libnvinfer.so.10 libnvonnxparser.so.10 libnvinfer_plugin.so.10 libtensorrt_rtx.so.1
+libnvinfer.so.11 libnvonnxparser.so.11 libnvinfer_plugin.so.11 libtensorrt_onnxparser_rtx.so.1
+"""
 SCRIPT = Path("tools/machines/fetch_tensorrt_bindings.py")
 FETCHER = runpy.run_path(str(ROOT / SCRIPT))
 
 
 @pytest.fixture(scope="module")
 def stubs(tmp_path_factory):
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
+    if shutil.which("cc") is None:
         pytest.skip("no C compiler found for the stub libraries")
     folder = tmp_path_factory.mktemp("stubs")
     (folder / "stub.c").write_text(STUB)
-    for name in LIBRARIES:
+    for name in LIBRARIES.split():
         flags = ["-shared", "-fPIC", f"-Wl,-soname,{name}", "-o", str(folder / name)]
-        subprocess.run([compiler, *flags, str(folder / "stub.c")], check=True)
+        subprocess.run(["cc", *flags, str(folder / "stub.c")], check=True)
     return folder
 
 
@@ -107,6 +100,7 @@ STANDS_FOR = {
     "Builder": "Builder", "Config": "IBuilderConfig", "Profile": "IOptimizationProfile",
     "Network": "INetworkDefinition", "OnnxParser": "OnnxParser", "Runtime": "Runtime",
     "CudaEngine": "ICudaEngine", "ExecutionContext": "IExecutionContext",
+    "RuntimeConfig": "IRuntimeConfig", "RuntimeCache": "IRuntimeCache",
 }  # fmt: skip
 
 
