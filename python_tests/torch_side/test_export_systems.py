@@ -1,9 +1,9 @@
-"""Every system's bundle: what it holds, stage by stage against torch, and what is refused."""
+"""Every system's bundle, and encoders of others': stage by stage against torch, or refused."""
 
 import dataclasses
+import json
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -13,10 +13,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from support import golden_tips, tiny, tiny_zegformer
+from support.command_line import python
 from support.errors import refused
+from support.graphs import write_graph
 from support.rtx_plans import build_plan, fused_kernels
 from support.tiny_zeroseg import zeroseg_model
 from zsseg_rt.backends.base import BackendOptions
@@ -36,10 +38,13 @@ FLOATS = {"float32", "float16"}
 OPTIONS = BackendOptions(num_threads=1)
 
 
-def dense_clip(head: str) -> Any:
-    weights = tiny.clip_state_dict(SIZES)
+def zegclip() -> Any:
+    return tiny.zegclip_model(SIZES)
+
+
+def dense_clip() -> Any:
     settings = {"num_heads": 4, "text_heads": 4, "activation": "quick_gelu", "image_size": 64}
-    return from_official("dense_clip", weights, head=head, **settings)
+    return from_official("dense_clip", tiny.clip_state_dict(SIZES), head="naclip", **settings)
 
 
 def tips() -> Any:
@@ -56,48 +61,23 @@ class System(NamedTuple):
     stages: set[str]
 
 
-DENSE = {"size_hw": (64, 96), "templates": ["a {}.", "the {}", "see {}"], "text_encoder": None}
-DESCRIPTOR = {"image_encoder", "decoder"}
-EMBEDS = {"patch_embeds", "cls_embed"}
+ENCODER, EMBEDS = {"image_encoder"}, {"patch_embeds", "cls_embed"}
+DESCRIPTOR = ENCODER | {"decoder"}
+NAMED, WIDE, TEXTLESS = {"class_names": NAMES}, {"size_hw": (64, 96)}, {"text_encoder": None}
+WORDS = {"templates": ["a {}.", "the {}", "see {}"], "text_encoder": "auto"}
+TOKENS = {"segment_embeds", "image_embed", "group_map"}
+REGIONS = {"segment_embeds", "region_masks", "no_object"}
 SYSTEMS = {
-    "zegclip": System(
-        lambda: tiny.zegclip_model(SIZES),
-        {"class_names": NAMES},
-        "descriptor",
-        DESCRIPTOR | {"text_encoder"},
-        EMBEDS,
-    ),
-    "clip_rc": System(tiny.clip_rc_model, {"class_names": NAMES}, "descriptor", DESCRIPTOR, EMBEDS),
+    "zegclip": System(zegclip, NAMED, "descriptor", DESCRIPTOR | {"text_encoder"}, EMBEDS),
+    "clip_rc": System(tiny.clip_rc_model, NAMED, "descriptor", DESCRIPTOR, EMBEDS),
     "zegformer": System(
-        tiny_zegformer.model,
-        {"size_hw": (64, 96), "text_encoder": None, "class_names": NAMES},
-        "proposals",
-        {"image_encoder", "region_encoder"},
-        {"segment_embeds", "region_masks", "no_object"},
+        *(tiny_zegformer.model, WIDE | NAMED | TEXTLESS, "proposals"),
+        *(ENCODER | {"region_encoder"}, REGIONS),
     ),
-    "zeroseg": System(
-        zeroseg_model,
-        {"size_hw": (64, 96)},
-        "segment_tokens",
-        {"image_encoder"},
-        {"segment_embeds", "image_embed", "group_map"},
-    ),
-    "tips": System(
-        tips,
-        {"size_hw": (84, 126), "text_encoder": None},
-        "dense",
-        {"image_encoder"},
-        {"patch_embeds"},
-    ),
-    "dense_clip words": System(
-        lambda: dense_clip("naclip"),
-        DENSE | {"text_encoder": "auto"},
-        "dense",
-        {"image_encoder", "text_encoder"},
-        {"patch_embeds"},
-    ),
-    "dense_clip sclip": System(
-        lambda: dense_clip("sclip"), DENSE, "dense", {"image_encoder"}, {"patch_embeds"}
+    "zeroseg": System(zeroseg_model, WIDE, "segment_tokens", ENCODER, TOKENS),
+    "tips": System(tips, {"size_hw": (84, 126)} | TEXTLESS, "dense", ENCODER, {"patch_embeds"}),
+    "dense_clip": System(
+        dense_clip, WIDE | WORDS, "dense", ENCODER | {"text_encoder"}, {"patch_embeds"}
     ),
 }
 
@@ -264,42 +244,268 @@ def test_bad_arguments_write_nothing(name, tmp_path):
 # --- options: each exists, is documented and read, or is refused ----------------------------------
 
 
-FIELDS = [field.name for field in dataclasses.fields(ExportOptions)]
-
-
-foreign = partial(export_dense_bundle, image_size=8, mean=(0.0,) * 3, std=(1.0,) * 3)
-
-
-@pytest.mark.parametrize(
-    ("build", "option", "words"),
-    [
-        (tiny.zegclip_model, "clas_names", ("'class_names'",)),
-        (tiny.zegclip_model, "region_templates", ("zegclip",)),
+def test_options_of_nobody_or_of_others_are_refused_by_name(tmp_path):
+    path = tmp_path / "a.zsseg"
+    foreign = partial(
+        export_dense_bundle, "e.onnx", path, image_size=8, mean=(0,) * 3, std=(1,) * 3
+    )
+    for build, option, words in (
+        (zegclip, "clas_names", ("'class_names'",)),
+        (zegclip, "region_templates", ("zegclip",)),
         (tiny.clip_rc_model, "logit_scale", ("clip_rc",)),
         (tiny_zegformer.model, "tokenizer", ("zegformer",)),
         (zeroseg_model, "unknown_below", ("zeroseg",)),
         (None, "logit_scal", ("'logit_scale'",)),
         (None, "class_names", ()),
         (None, "text_encoder", ()),
-    ],
-)
-def test_options_of_nobody_or_of_others_are_refused_by_name(build, option, words, tmp_path):
-    path, options = tmp_path / "a.zsseg", {option: None}
-    with refused(ArgumentError, option, *words):
-        if build is None:
-            foreign("absent.onnx", path, **options)
-        else:
-            export_bundle(build(), path, **options)
+    ):
+        with refused(ArgumentError, option, *words):
+            (partial(export_bundle, build(), path) if build else foreign)(**{option: None})
     assert list(tmp_path.iterdir()) == []
 
 
 def test_every_option_is_read_and_documented_once():
+    fields = [field.name for field in dataclasses.fields(ExportOptions)]
     read = ENCODER_OPTIONS.union(*(exporter.reads for exporter in EXPORTERS.values()))
-    assert set(FIELDS) == read
+    assert set(fields) == read
     assert all(find_builder(architecture, official=False) for architecture in EXPORTERS)
     assert all(exporter.reads >= MODEL_OPTIONS for exporter in EXPORTERS.values())
     attributes = ExportOptions.__doc__.split("Attributes:")[1].split("Raises:")[0]
-    assert re.findall(r"^        (\w+):", attributes, re.M) == FIELDS
+    assert re.findall(r"^        (\w+):", attributes, re.M) == fields
+
+
+# --- written whole, right and checked, or not at all ----------------------------------------------
+
+
+def leftovers(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_without_text_tower(tmp_path):
+    model, path = zegclip(), tmp_path / "a.zsseg"
+    with refused(CheckpointError, "text_encoder"):  # of another vocabulary
+        export_bundle(tiny.zegclip_model(), path, text_encoder=tiny.zegclip_model().text_encoder)
+    export_bundle(model, path, precisions=("float32",), class_names=NAMES, text_encoder=None)
+    bundle = Bundle.load(path)
+    assert bundle.text.tokenizer is None
+    assert "text_encoder" not in bundle.graphs
+    with refused(BundleError, None, "a.zsseg"):
+        export_bundle(model, path)
+    assert leftovers(tmp_path) == ["a.zsseg"]
+
+
+def test_bfloat16_graphs_keep_wide_edges(tmp_path):
+    kinds = ("float32", "bfloat16")
+    path = export_bundle(zegclip(), tmp_path / "a.zsseg", precisions=kinds, class_names=NAMES)
+    bundle = Bundle.load(path)
+    stages = [stage for stage in verify_bundle(path).stages if "bfloat16" in stage.where]
+    assert {stage.where.split()[0] for stage in stages} == {"image_encoder", "decoder"}
+    assert all(1e-4 < stage.error < 5e-2 for stage in stages)
+    for name in ("image_encoder", "decoder"):
+        entry = bundle.graph(name, "bfloat16")
+        assert {spec.dtype for spec in (*entry.inputs, *entry.outputs)} == {"float32"}
+        graph = onnx.load(path / entry.file).graph
+        large = {one.data_type for one in graph.initializer if np.prod(one.dims) > 64}
+        assert TensorProto.BFLOAT16 in large <= {TensorProto.BFLOAT16, TensorProto.FLOAT}
+        assert entry.bytes < 0.7 * bundle.graph(name, "float32").bytes
+
+
+def test_seen_classes_without_names_are_reported(tmp_path, caplog):
+    path = export_bundle(zegclip(), tmp_path / "a.zsseg", precisions=("float32",), verify=False)
+    assert "bundle lowers none" in caplog.text
+    assert Bundle.load(path).head.seen == ()
+
+
+def test_disagreement_is_refused(tmp_path, monkeypatch):
+    """A golden sample that differs in one stage stops the export and leaves nothing."""
+    write_golden = bundle_writer.write_golden
+
+    def shifted(folder, arrays):
+        return write_golden(folder, {**arrays, "patch_keys": arrays["patch_keys"] * 1.01})
+
+    monkeypatch.setattr(bundle_writer, "write_golden", shifted)
+    with refused(BundleError, "a.zsseg"):
+        export_bundle(zegclip(), tmp_path / "a.zsseg", precisions=("float32",), class_names=NAMES)
+    assert leftovers(tmp_path) == []
+
+
+# --- dense bundles of others' encoders ------------------------------------------------------------
+
+node = helper.make_node
+
+
+def write_dense_encoder(path, *, layout="nchw"):
+    """Patch means of ``image``, as "nchw", "tokens" or tokens behind one more; an unused output."""
+    nodes = [
+        node("AveragePool", ["image"], ["pool"], kernel_shape=[2, 2], strides=[2, 2]),
+        node("Relu", ["image"], ["other"]),
+    ]
+    outputs, weights = {"pool": (TensorProto.FLOAT, [1, 3, 4, 4])}, {}
+    if layout != "nchw":
+        weights = {"flat": np.array([1, 3, -1]), "class": np.zeros((1, 1, 3), np.float32)}
+        nodes += [
+            node("Reshape", ["pool", "flat"], ["columns"]),
+            node("Transpose", ["columns"], ["embeds"], perm=[0, 2, 1]),
+            node("Concat", ["class", "embeds"], ["all"], axis=1),
+        ]
+        name, count = ("embeds", 16) if layout == "tokens" else ("all", 17)
+        outputs = {name: (TensorProto.FLOAT, [1, count, 3])}
+    outputs["other"] = (TensorProto.FLOAT, [1, 3, 8, 8])
+    inputs = {"image": (TensorProto.FLOAT, ["batch", 3, "height", "width"])}
+    return write_graph(path, nodes, inputs, outputs, weights)
+
+
+STATISTICS = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
+
+
+def dense(encoder, out, **changes):
+    arguments = {"image_size": 8, "activation": "none", "logit_scale": 1.0, **STATISTICS, **changes}
+    return export_dense_bundle(encoder, out, **arguments)
+
+
+def test_channels_first_becomes_patches(tmp_path):
+    encoder = write_dense_encoder(tmp_path / "e.onnx")
+    path = dense(encoder, tmp_path / "d.zsseg", precisions=("float32", "float16"))
+    bundle = Bundle.load(path)
+    entry = bundle.graphs["image_encoder"]["float32"]
+    assert [(s.name, s.shape) for s in entry.inputs] == [("image", (1, 3, 8, 8))]
+    assert [(s.name, s.shape) for s in entry.outputs] == [("patch_embeds", (1, 16, 3))]
+    operators = {node.op_type for node in onnx.load(path / entry.file).graph.node}
+    assert operators == {"AveragePool", "Reshape", "Transpose"}  # the unused output is cut off
+    assert bundle.head.grid_hw == (4, 4)
+    golden = np.load(path / "golden.npz")
+    means = golden["image"].reshape(3, 4, 2, 4, 2).mean(axis=(2, 4)).reshape(3, 16).T
+    np.testing.assert_allclose(golden["patch_embeds"][0], means, atol=1e-6)
+
+
+def test_tokens_lie_on_the_grid_of_square_patches(tmp_path):
+    encoder = write_dense_encoder(tmp_path / "e.onnx", layout="tokens")
+    for name, grid, options in (
+        ("a", (4, 4), {}),
+        ("b", (4, 4), {"grid_hw": (4, 4)}),
+        ("c", (2, 8), {"grid_hw": (2, 8)}),
+        ("d", (2, 8), {"image_size": (4, 16), "grid_hw": None}),
+    ):
+        path = dense(encoder, tmp_path / f"{name}.zsseg", **options)
+        assert Bundle.load(path).head.grid_hw == grid
+    with refused(BundleError, None, "grid_hw"):
+        dense(encoder, tmp_path / "e.zsseg", grid_hw=(3, 5))
+    encoder = write_dense_encoder(tmp_path / "e.onnx", layout="class token")
+    with pytest.raises(BundleError, match=r"got shape \(1, 17, 3\).*--grid-hw GH GW"):
+        dense(encoder, tmp_path / "e.zsseg")
+
+
+def test_sizes_that_the_encoder_computes_become_constants_and_names_step_aside(tmp_path):
+    """As torch writes ``x.shape[2] // 2``; the check at load computes nothing."""
+    path = write_graph(
+        tmp_path / "e.onnx",
+        [
+            node("Relu", ["x"], ["image"]),
+            node("AveragePool", ["image"], ["pool"], kernel_shape=[2, 2], strides=[2, 2]),
+            node("Shape", ["image"], ["shape"]),
+            node("Gather", ["shape", "three"], ["width"]),
+            node("Div", ["width", "two"], ["cells"]),
+            node("Mul", ["cells", "cells"], ["patches"]),
+            node("Concat", ["one_three", "patches"], ["sizes"], axis=0),
+            node("Reshape", ["pool", "sizes"], ["columns"]),
+            node("Squeeze", ["patches"], ["count"]),
+            node("Range", ["zero", "count", "one"], ["order"]),
+            node("Gather", ["columns", "order"], ["ordered"], axis=2),
+            node("Transpose", ["ordered"], ["embeds"], perm=[0, 2, 1]),
+        ],
+        {"x": (TensorProto.FLOAT, ["n", 3, "h", "w"])},
+        {"embeds": (TensorProto.FLOAT, ["n", "p", 3])},
+        {"three": np.array([3]), "two": np.array([2]), "one_three": np.array([1, 3]),
+         "zero": np.array(0), "one": np.array(1)},
+    )  # fmt: skip
+    written = dense(path, tmp_path / "d.zsseg")
+    assert verify_bundle(written).passed
+    graph = onnx.load(next(written.glob("*.onnx"))).graph
+    kinds = [each.op_type for each in graph.node]
+    assert kinds == ["Relu", "AveragePool", "Reshape", "Gather", "Transpose"]
+
+
+@pytest.mark.parametrize("kind", ["in a file", "listed"])
+def test_weights_beside_the_encoder_or_listed_as_inputs_are_read_in(tmp_path, kind):
+    """As torch's exporter writes them by default, and older ones."""
+    path, options = tmp_path / "e.onnx", {}
+    model = onnx.load(write_dense_encoder(path, layout="tokens"))
+    if kind == "listed":
+        model.graph.input.append(helper.make_tensor_value_info("flat", TensorProto.INT64, [3]))
+    else:
+        options = {"save_as_external_data": True, "location": "w.bin", "size_threshold": 0}
+    onnx.save(model, path, **options)
+    assert (tmp_path / "w.bin").exists() == bool(options)
+    assert verify_bundle(dense(path, tmp_path / "d.zsseg", grid_hw=(4, 4))).passed
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"embed_output": "absent"}, "an output 'absent', got inputs image and outputs pool"),
+        ({"image_size": (8, 0)}, "size_hw: expected from 1"),
+        ({"grid_hw": (2, 8)}, r"got shape \(1, 3, 4, 4\) and grid_hw=\(2, 8\)"),
+        ({"mean": (0.5,)}, "mean: expected three values"),
+        ({"activation": "relu"}, "activation: expected one of"),
+        ({"text_bank": (["a", "b"], np.ones((1, 3)))}, "text_bank: expected one row of 3"),
+        ({"text_bank": (["a", "a"], np.ones((2, 3)))}, "text_bank: expected distinct names"),
+        ({"text_bank": (["a"], np.full((1, 3), np.nan))}, "text_bank: expected finite"),
+        ({"precisions": ("fp8",)}, "precisions: expected some of"),
+        (b"", "e.onnx"),
+        (b"\x00garbage", "e.onnx"),
+        (9, "float32.*1, 3, 8, 8"),
+        ("RandomNormalLike", "e.onnx: .* operator that encoders use.*RandomNormalLike"),
+        ("AveragePoop", "e.onnx: .* operator that encoders use.*AveragePoop"),
+    ],
+)
+def test_dense_refusals_write_nothing(tmp_path, changes, message):
+    """Of arguments, and of encoders: other bytes, another width or another operator."""
+    encoder = write_dense_encoder(tmp_path / "e.onnx")
+    model = onnx.load(encoder)
+    if isinstance(changes, str):
+        model.graph.node[0].op_type = changes
+    elif isinstance(changes, int):
+        model.graph.input[0].type.tensor_type.shape.dim[3].dim_value = changes
+    encoder.write_bytes(changes if isinstance(changes, bytes) else model.SerializeToString())
+    with pytest.raises((BundleError, VocabularyError), match=message):
+        dense(encoder, tmp_path / "d.zsseg", **(changes if isinstance(changes, dict) else {}))
+    assert leftovers(tmp_path) == ["e.onnx"]
+
+
+def test_bundles_alone_are_overwritten_and_wholly(tmp_path):
+    encoder, path = write_dense_encoder(tmp_path / "e.onnx"), tmp_path / "c.zsseg"
+    dense(encoder, path, licence="old", verify=False)
+    (path / "extra").write_text("stale")
+    dense(encoder, path, licence="new", overwrite=True, verify=False)
+    assert Bundle.load(path).licence == "new"
+    assert not (path / "extra").exists()
+    thesis = tmp_path / "d.zsseg" / "thesis.txt"
+    thesis.parent.mkdir()
+    thesis.write_text("precious")
+    with refused(BundleError, None, "d.zsseg"):
+        dense(encoder, thesis.parent, overwrite=True)
+    assert thesis.read_text() == "precious"
+    for name in ("bundle", "bundle.zip", ".zsseg", "e.onnx/c.zsseg"):
+        with pytest.raises(BundleError, match="path: expected NAME.zsseg|cannot be written"):
+            dense(encoder, tmp_path / name)
+    assert leftovers(tmp_path) == ["c.zsseg", "d.zsseg", "e.onnx"]
+
+
+@pytest.mark.nightly
+def test_real_encoder(shared_dir, tmp_path):
+    folder = shared_dir / "data/encoders"
+    names = json.loads((folder / "deeplabv3_mnv2_voc_clipspace_classes.json").read_text())
+    path = export_dense_bundle(
+        folder / "deeplabv3_mnv2_voc_clipspace.onnx",
+        tmp_path / "d.zsseg",
+        image_size=513,
+        embed_output="dense_embedding",
+        text_bank=(names, np.load(folder / "deeplabv3_mnv2_voc_clipspace_train_text_rows.npy")),
+        **STATISTICS,
+    )
+    bundle = Bundle.load(path)
+    assert bundle.head.grid_hw == (33, 33)
+    assert bundle.graphs["image_encoder"]["float32"].outputs[0].shape == (1, 33 * 33, 512)
 
 
 def test_foreign_encoders_are_exported_without_torch(tmp_path):
@@ -312,6 +518,5 @@ export_colour_bundle(Path(sys.argv[1]))
 """
     path = tmp_path / "colours.zsseg"
     paths = {"PYTHONPATH": os.pathsep.join(sys.path)}  # support
-    call = [sys.executable, "-c", code, path]
-    subprocess.run(call, env=os.environ | paths, check=True, timeout=120)
+    assert python("-c", code, path, more_env=paths).returncode == 0
     assert (path / "bundle.json").is_file()
