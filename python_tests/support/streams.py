@@ -154,7 +154,9 @@ def write_video(
 
 
 class MjpegServer:
-    """A network camera: one JPEG after the other over HTTP, as many as ``images`` is released for.
+    """A network camera: one JPEG after the other over HTTP, as many as are ``ready``.
+
+    Each release of the semaphore ``images`` lets one more through.
 
     :meth:`stop` is a camera that loses its power: connections are cut and refused.
     """
@@ -164,8 +166,10 @@ class MjpegServer:
     end = "\r\n"
     most = 1_000_000  # images of a connection
 
-    def __init__(self, port: int = 0, *, status: int = 200, leads_to: str = "") -> None:
-        self.images = threading.Semaphore(0)
+    def __init__(
+        self, port: int = 0, *, ready: int = 0, status: int = 200, leads_to: str = ""
+    ) -> None:
+        self.images = threading.Semaphore(ready)
         self.status, self.leads_to = status, leads_to
         self.connections, self.is_gone = [], False
         methods = {"do_GET": lambda request: self.serve(request), "log_message": lambda *_: None}

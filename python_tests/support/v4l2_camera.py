@@ -9,11 +9,11 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from support.command_line import python
 from support.required import without_streams
 
 SOURCE = Path(__file__).with_name("v4l2_driver.c")
@@ -41,17 +41,9 @@ def run_with_camera(library: Path, function: Callable[..., Any], *arguments: Any
     )
     call = json.dumps([function.__module__, function.__name__, arguments])
     folders = (Path(function.__code__.co_filename).parent, Path(__file__).parents[1])
-    path = os.pathsep.join([*map(str, folders), os.environ.get("PYTHONPATH", "")]).rstrip(
-        os.pathsep
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, call],
-        env={**os.environ, "LD_PRELOAD": str(library), "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=ENDS_WITHIN,
-    )
+    path = os.pathsep.join(filter(None, [*map(str, folders), os.environ.get("PYTHONPATH")]))
+    variables = {"LD_PRELOAD": str(library), "PYTHONPATH": path}
+    done = python("-c", code, call, timeout=ENDS_WITHIN, more_env=variables)
     assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return json.loads(done.stdout.splitlines()[-1])
 

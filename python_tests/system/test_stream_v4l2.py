@@ -4,6 +4,7 @@ import errno
 import itertools
 import logging
 import time
+from logging.handlers import BufferingHandler
 from pathlib import Path
 
 import pytest
@@ -22,70 +23,56 @@ OTHER = "test://?size=64x48&rate=50"
 NAME = "/dev/video7"
 
 
-def read(uri, count, settings):
-    """So many pictures; the driver is told something before the first."""
-    steer(**settings)
-    (source,) = open_sources(uri)
-    reader, error = ReaderNow(), None
-    pictures = source.pictures(reader)
-    frames = []
-    try:
-        frames.extend(itertools.islice(pictures, count))
-    except SourceError as exc:
-        error = str(exc)
-    pictures.close()
-    numbers = [number_of(frame.image) for frame in frames]  # the device is closed
-    return {
-        "numbers": numbers,
-        "stamps": [stamp(number) for number in numbers],
-        "captured_at": [frame.captured_at for frame in frames],
-        "clocks": sorted({frame.clock for frame in frames}),
-        "shapes": sorted({frame.image.shape for frame in frames}),
-        "error": error,
-        "lent": lent(),
-        "now": time.monotonic(),
-    }
-
-
-def read_each(cases, sysfs=None):
+def read(cases, sysfs):
     """For each source and what its driver does: what reading it tells, and how it is listed."""
     rows = []
     for uri, count, settings in cases:
-        rows.append(read(uri, count, settings))
-        if sysfs is not None:
-            (device,) = find_devices(sysfs=Path(sysfs))
-            rows[-1]["listed"] = [str(device.path), device.name, device.problem, device.remedy]
+        steer(**settings)
+        pictures, frames, error = open_sources(uri)[0].pictures(ReaderNow()), [], None
+        try:
+            frames.extend(itertools.islice(pictures, count))
+        except SourceError as exc:
+            error = str(exc)
+        pictures.close()
+        numbers = [number_of(frame.image) for frame in frames]  # the device is closed
+        (device,) = find_devices(sysfs=Path(sysfs))
+        rows.append({
+            "numbers": numbers,
+            "stamps": [stamp(number) for number in numbers],
+            "captured_at": [frame.captured_at for frame in frames],
+            "clocks": sorted({frame.clock for frame in frames}),
+            "shapes": sorted({frame.image.shape for frame in frames}),
+            "ends": [error, lent()],
+            "now": time.monotonic(),
+            "listed": [str(device.path), device.name, device.problem, device.remedy],
+        })  # fmt: skip
         steer(**dict.fromkeys(settings, 0))
     return rows
 
 
-class Lines(logging.Handler):
-    def __init__(self):
-        super().__init__()
-        self.messages = []
-
-    def emit(self, record):
-        self.messages.append(record.getMessage())
-
-
 def lose_and_find(trouble, cure):
     """A stream of the camera and another source, while the camera is in trouble and after."""
-    lines = Lines()
-    logger = logging.getLogger("zsseg_rt")
-    logger.addHandler(lines)
-    logger.setLevel(logging.INFO)
+    log = BufferingHandler(1000)
+    logging.basicConfig(level=logging.INFO, handlers=[log])
     frames, lost, _ = streams.lose_and_find(
         [NAME, OTHER], lambda: steer(**trouble), lambda: steer(**cure),
         stalled_after=0.5, lost_after=1.5,
     )  # fmt: skip
-    times = [frame.captured_at for frame in frames]
-    return {"error": lost.error, "times": times, "events": streams.events(lines.messages, NAME)}
+    events = streams.events([record.getMessage() for record in log.buffer], NAME)
+    return {"error": lost.error, "times": [f.captured_at for f in frames], "events": events}
 
 
-def test_pictures_have_the_driver_s_times_and_outlive_its_memory(v4l2_driver):
+@pytest.fixture
+def sysfs(tmp_path):
+    (tmp_path / "video7").mkdir()
+    (tmp_path / "video7/name").write_text("Webcam\n")
+    return str(tmp_path)
+
+
+def test_pictures_have_the_driver_s_times_and_outlive_its_memory(v4l2_driver, sysfs):
     small = f"v4l2://{NAME}?size=32x24&rate=100&format=yuyv422"
     cases = [("7", 20, {}), (NAME, 20, {"rgb": 1, "damaged": 3}), (small, 5, {"tells_date": 1})]
-    plain, rgb, asked = run_with_camera(v4l2_driver, read_each, cases)
+    plain, rgb, asked = run_with_camera(v4l2_driver, read, cases, sysfs)
     assert plain["numbers"] == list(range(20))
     assert plain["captured_at"] == pytest.approx(plain["stamps"], abs=2e-6, rel=0)
     assert plain["captured_at"][-1] < plain["now"]
@@ -96,7 +83,7 @@ def test_pictures_have_the_driver_s_times_and_outlive_its_memory(v4l2_driver):
     assert len(asked["numbers"]) == 5
     assert asked["clocks"] == ["arrival"]  # times of the day are not ours
     assert all(at < asked["now"] for at in asked["captured_at"])
-    assert [(one["error"], one["lent"]) for one in (plain, rgb, asked)] == [(None, 0)] * 3
+    assert plain["ends"] == rgb["ends"] == asked["ends"] == [None, 0]
 
 
 TROUBLES = [
@@ -117,19 +104,17 @@ TROUBLES = [
 ]  # fmt: skip
 
 
-def test_what_is_wrong_with_a_device_is_told_with_its_remedy(v4l2_driver, tmp_path):
-    (tmp_path / "video7").mkdir()
-    (tmp_path / "video7/name").write_text("Webcam\n")
+def test_what_is_wrong_with_a_device_is_told_with_its_remedy(v4l2_driver, sysfs):
     cases = [(uri, 5, settings) for settings, uri, *_ in TROUBLES]
-    rows = run_with_camera(v4l2_driver, read_each, cases, str(tmp_path))
+    rows = run_with_camera(v4l2_driver, read, cases, sysfs)
     for row, trouble in zip(rows, TROUBLES, strict=True):
-        (_, uri, reason, problem, remedy), listed = trouble, row["listed"]
-        assert (row["numbers"], row["lent"]) == ([], 0), trouble
-        assert row["error"].startswith(f"{uri}: cannot be read: "), trouble
-        assert reason in row["error"]
-        assert listed[:3] == ["/dev/video7", "Webcam", problem], trouble
-        assert remedy in listed[3]
-        assert bool(remedy) == bool(listed[3]), trouble
+        (_, uri, reason, problem, remedy), (*listed, advice) = trouble, row["listed"]
+        error, lent_then = row["ends"]
+        assert (row["numbers"], lent_then) == ([], 0), trouble
+        assert error.startswith(f"{uri}: cannot be read: "), trouble
+        assert reason in error
+        assert listed == ["/dev/video7", "Webcam", problem], trouble
+        assert (remedy in advice, bool(remedy)) == (True, bool(advice)), trouble
 
 
 @pytest.mark.parametrize(
