@@ -10,7 +10,6 @@ def photo(path, size_hw=HW, seed=0):
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 256, (*size_hw, 3)).astype(np.uint8)
     Image.fromarray(pixels).save(path)
-    return pixels
 
 
 def mask(path, values, size_hw=HW, *, palette=False):
@@ -21,11 +20,8 @@ def mask(path, values, size_hw=HW, *, palette=False):
     array = np.repeat(rows[:, None], size_hw[1], 1)
     image = Image.fromarray(array)
     if palette:
-        image = Image.fromarray(array, "L").convert("P")
-        image.putdata(array.ravel().tolist())
-        image.putpalette(np.random.default_rng(1).integers(0, 256, 768).tolist())
+        image.putpalette(np.random.default_rng(1).bytes(768))
     image.save(path)
-    return array
 
 
 def listing(path, names):
@@ -66,7 +62,6 @@ def build_cocostuff(root, *, converted=True, values=(0, 12, 181, 255)):
         mask(raw, values)
         if converted:
             mask(raw.with_name("000000000009_labelTrainIds.png"), [0, 11, 170, 255])
-    return root
 
 
 def build_context(root):
@@ -82,7 +77,6 @@ def build_ade20k(root):
     for part, name in (("training", "ADE_train_1"), ("validation", "ADE_val_1")):
         photo(base / "images" / part / f"{name}.jpg")
         mask(base / "annotations" / part / f"{name}.png", [0, 1, 150])
-    return base
 
 
 def build_ade20k_full(root):

@@ -10,20 +10,19 @@ import torch
 from PIL import Image
 
 from support import tiny, tiny_zegformer
-from support.colour_words import COLOUR_WORDS
+from support.command_line import run as command
+from support.dataset_trees import listing, mask, photo
 from support.errors import refused
-from zsseg_rt import Bundle, Engine, EngineConfig, cli
+from tools.scenes import CLASS_NAMES, SceneDataset
+from zsseg_rt import Bundle, Engine, EngineConfig
 from zsseg_rt.errors import (
     ArgumentError,
     CheckpointError,
     DatasetError,
     DeviceError,
-    ShapeError,
     VocabularyError,
 )
-from zsseg_rt.evaluation.datasets.base import Sample
 from zsseg_rt.evaluation.evaluate import EngineSegmenter, evaluate
-from zsseg_rt.evaluation.metrics import confusion_csv
 from zsseg_rt.models.base import SlideSettings, slide_predict
 from zsseg_rt.training.class_embeddings import embed_phrases
 from zsseg_rt.training.loop.checkpointing import Checkpoint, CheckpointFolder
@@ -34,35 +33,11 @@ from zsseg_rt.training.trained import (
     trained_segmenter,
 )
 
-COLOURS = ("red", "green", "blue")
-
-
-class Flags:
-    name = "flags"
-    class_names = COLOURS
-    seen = (0, 1)
-    ignore_label = 255
-
-    def __init__(self, length=5):
-        self.length = length
-
-    def __len__(self):
-        return self.length
-
-    def __getitem__(self, index):
-        order = np.random.default_rng(index).permutation(3)
-        colours = np.array([COLOUR_WORDS[name] for name in COLOURS], np.uint8)
-        labels = np.repeat(order.astype(np.uint8)[None], 24, axis=0).repeat(16, axis=1)
-        image = colours[labels]
-        image[0, 0] = index  # no two pictures are equal
-        labels[0] = 255
-        return Sample(image=image, labels=labels, name=f"flag {index}")
-
 
 class Oracle:
     """Knows the answer."""
 
-    class_names = COLOURS
+    class_names = CLASS_NAMES
 
     def __init__(self, dataset):
         samples = [dataset[index] for index in range(len(dataset))]
@@ -77,45 +52,39 @@ class Oracle:
 
 
 @pytest.fixture
-def flags():
-    return Flags()
+def scenes():
+    return SceneDataset("val", length=5)
 
 
-def test_a_perfect_segmenter_scores_one_hundred(flags):
-    result = evaluate(Oracle(flags), flags)
+def test_a_perfect_segmenter_scores_one_hundred(scenes):
+    result = evaluate(Oracle(scenes), scenes)
     assert set(result.scores.as_reported().values()) == {100.0}
-    assert result.counts.sum() == 5 * 23 * 48  # the first row is not annotated
+    assert result.counts.sum() == sum((scenes[i].labels != 255).sum() for i in range(5))
     assert result.pictures == result.dataset_size == 5
 
 
 @pytest.mark.parametrize(("limit", "expected"), [(1, [0]), (2, [0, 2]), (3, [0, 1, 3]), (9, None)])
-def test_a_limit_spreads_over_the_set(flags, limit, expected):
+def test_a_limit_spreads_over_the_set(scenes, limit, expected):
     shown, read = [], []
 
-    class Watched(Flags):
+    class Watched(SceneDataset):
         def __getitem__(self, index):
             read.append(index)
             return super().__getitem__(index)
 
-    oracle, count = Oracle(flags), len(expected) if expected else 5
-    evaluate(oracle, Watched(), limit=limit, on_picture=lambda *pair: shown.append(pair))
+    oracle, count, watched = Oracle(scenes), len(expected or range(5)), Watched("val", length=5)
+    evaluate(oracle, watched, limit=limit, on_picture=lambda *pair: shown.append(pair))
     assert shown == [(done, count) for done in range(1, count + 1)]
     assert read == (expected or list(range(5)))
 
 
-class NoisePictures(Flags):
-    """Blurred noise, so that a random model gives many classes; labels are as random."""
+SEVEN = tuple(f"name {index}" for index in range(7))
 
-    def __init__(self, num_classes, length=3):
-        super().__init__(length)
-        self.class_names = tuple(f"name {index}" for index in range(num_classes))
-        self.seen = tuple(range(num_classes - 2))
 
-    def __getitem__(self, index):
-        rng = np.random.default_rng(index)
-        image = cv2.resize(rng.integers(0, 256, (9, 11, 3), np.uint8), (110, 90))
-        labels = rng.integers(0, len(self.class_names), (90, 110), np.uint8)
-        return Sample(image=image, labels=labels, name=f"noise {index}")
+def noise(seed):
+    """Blurred, so that a random model gives many classes."""
+    small = np.random.default_rng(seed).integers(0, 256, (9, 11, 3), np.uint8)
+    return cv2.resize(small, (110, 90))
 
 
 @pytest.fixture(scope="module")
@@ -125,25 +94,22 @@ def small_zegclip():
 
 def test_slide_is_the_official_protocol(small_zegclip):
     model, embeds = small_zegclip
-    data = NoisePictures(7)
-    names = data.class_names
-    seen = [names[index] for index in model.config.seen_classes]
-    windows = SlideSettings(short_side=96, crop_size=64, stride=53)
+    seen = [SEVEN[index] for index in model.config.seen_classes]
+    windows, image = SlideSettings(short_side=96, crop_size=64, stride=53), noise(0)
     segmenter = TorchSegmenter(
-        model, names, embeds, seen_names=seen, protocol="slide", windows=windows
+        model, SEVEN, embeds, seen_names=seen, protocol="slide", windows=windows
     )
-    image = data[0].image
     expected = slide_predict(model, image, embeds, short_side=96, crop_size=64, stride=53)
     np.testing.assert_array_equal(segmenter.segment(image), expected.argmax(0).numpy())
     assert len(np.unique(expected.argmax(0))) > 1
-    usual = TorchSegmenter(model, names, embeds, protocol="slide").describe()["windows"]
+    usual = TorchSegmenter(model, SEVEN, embeds, protocol="slide").describe()["windows"]
     assert usual == {"short_side": 64, "crop_size": 64, "stride": 53}  # as the official ones
 
 
 def test_the_best_synonym_counts(small_zegclip):
     model, embeds = small_zegclip
-    image = NoisePictures(7)[0].image
-    plain = TorchSegmenter(model, [f"name {i}" for i in range(7)], embeds).segment(image)
+    image = noise(0)
+    plain = TorchSegmenter(model, SEVEN, embeds).segment(image)
     merged = TorchSegmenter(model, ["a, b, c", "d", "e, f", "g"], embeds).segment(image)
     np.testing.assert_array_equal(merged, np.array([0, 0, 0, 1, 2, 2, 3])[plain])
 
@@ -151,22 +117,21 @@ def test_the_best_synonym_counts(small_zegclip):
 def test_zegformer_is_resized_and_labelled_as_officially():
     model = tiny_zegformer.model()
     embeds, region = (tiny_zegformer.text_features(salt) for salt in "ab")
-    names, image = NoisePictures(7).class_names, NoisePictures(7)[0].image
-    model.config = replace(model.config, image_size=64)
-    segmenter = TorchSegmenter(model, names, embeds, region_embeds=region, seen_names=names[:5])
+    image, model.config = noise(0), replace(model.config, image_size=64)
+    segmenter = TorchSegmenter(model, SEVEN, embeds, region_embeds=region, seen_names=SEVEN[:5])
     resized = np.array(Image.fromarray(image).resize((78, 64), Image.Resampling.BILINEAR))
     planes = torch.from_numpy(resized).permute(2, 0, 1)
     with torch.inference_mode():
         expected = model([planes], embeds, region, [image.shape[:2]]).sem_seg[0].argmax(0)
     np.testing.assert_array_equal(segmenter.segment(image), expected.numpy())
     with refused(ArgumentError, "protocol"):
-        TorchSegmenter(model, names, embeds, region_embeds=region, protocol="slide")
+        TorchSegmenter(model, SEVEN, embeds, region_embeds=region, protocol="slide")
 
 
-def test_json_holds_everything_and_no_nan(colour_bundle, flags):
-    flags.seen = (0, 1, 2)
-    with Engine(colour_bundle, EngineConfig(device="cpu", use_cache=False)) as engine:
-        written = evaluate(EngineSegmenter(engine, COLOURS), flags, limit=2).to_json()
+def test_json_holds_everything_and_no_nan(scenes):
+    scenes.seen = range(len(CLASS_NAMES))
+    with Engine(Bundle.demo("scenes"), EngineConfig(device="cpu", use_cache=False)) as engine:
+        written = evaluate(EngineSegmenter(engine, CLASS_NAMES), scenes, limit=2).to_json()
     json.dumps(written, allow_nan=False)
     assert written["metrics_percent"]["mIoU(U)"] is None
     keys = {"kind", "name", "sha256", "protocol", "backend", "precision"}
@@ -175,24 +140,25 @@ def test_json_holds_everything_and_no_nan(colour_bundle, flags):
     assert written["machine"]["zsseg_rt"]
 
 
-def test_bad_requests_are_refused(flags, small_zegclip, colour_bundle):
-    class Broken(Flags):
+def test_bad_requests_are_refused(scenes, small_zegclip):
+    class Broken(SceneDataset):
         def __getitem__(self, index):
             sample = super().__getitem__(index)
-            if index == 3:
-                sample.labels[7, 7] = 9
-            return sample
+            return replace(sample, labels=sample.labels | 99) if index == 3 else sample
 
-    oracle = Oracle(flags)
-    with refused(DatasetError, None, "3", "0", "2"):
-        evaluate(oracle, Broken())
+        def __len__(self):
+            return 5 * (self.name == "scenes/val")
+
+    oracle = Oracle(scenes)
+    with refused(DatasetError, None, "000003", "0", "27"):
+        evaluate(oracle, Broken("val"))
     with refused(ArgumentError, "limit"):
-        evaluate(oracle, flags, limit=0)
-    with refused(DatasetError, "flags"):
-        evaluate(oracle, Flags(0))
-    oracle.class_names = COLOURS[:2]
+        evaluate(oracle, scenes, limit=0)
+    with refused(DatasetError, None, "scenes/train"):
+        evaluate(oracle, Broken("train"))
+    oracle.class_names = CLASS_NAMES[:2]
     with refused(ArgumentError, "class_names"):
-        evaluate(oracle, flags)
+        evaluate(oracle, scenes)
     model, embeds = small_zegclip
     with refused(ArgumentError, "protocol"):
         TorchSegmenter(model, ["a"] * 7, embeds, protocol="crop")
@@ -201,16 +167,8 @@ def test_bad_requests_are_refused(flags, small_zegclip, colour_bundle):
         ("bgr", "engine", {}),
     ):
         config = EngineConfig(device="cpu", use_cache=False, channel_order=order)
-        with Engine(colour_bundle, config) as engine, refused(ArgumentError, argument):
-            EngineSegmenter(engine, COLOURS, **options)
-
-
-def test_a_confusion_matrix_as_csv():
-    counts = np.array([[3, 1, 0], [0, 5, 2]])
-    text = confusion_csv(counts, ["a, b", "ä"])
-    assert text.splitlines() == ['true class,"a, b",ä,(unknown)', '"a, b",3,1,0', "ä,0,5,2"]
-    with refused(ShapeError, "counts"):
-        confusion_csv(counts, ["a"])
+        with Engine(Bundle.demo("scenes"), config) as engine, refused(ArgumentError, argument):
+            EngineSegmenter(engine, CLASS_NAMES, **options)
 
 
 # --- runs are evaluated like the bundles made of them ---
@@ -241,31 +199,30 @@ def test_a_run_and_its_bundle_label_alike(
     zegclip_model, zegclip_bundle, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setenv("ZSSEG_HOME", str(tmp_path / "home"))
-    bundle, noise, root = Bundle.load(zegclip_bundle), NoisePictures(7), tmp_path / "data"
-    names = noise.class_names
-    for kind, part in (("images", "image"), ("masks", "labels")):
-        (root / kind).mkdir(parents=True)
-        for index in range(3):
-            cv2.imwrite(str(root / kind / f"{index}.png"), getattr(noise[index], part))
-    (root / "classes.txt").write_text("\n".join(names))
-    seen = tuple(names.index(name) for name in bundle.head.seen)
-    embeds = embed_phrases(zegclip_model.text_encoder, names, bundle.text.templates)
-    run = save_run(tmp_path / "run", zegclip_model, embeds, names=names, phrases=names, seen=seen)
+    bundle, root = Bundle.load(zegclip_bundle), tmp_path / "data"
+    for name in ("0.png", "1.png", "2.png"):
+        photo(root / "images" / name, (90, 110), seed=int(name[0]))
+        mask(root / "masks" / name, range(7), (90, 110))
+    listing(root / "classes.txt", SEVEN)
+    seen = tuple(map(SEVEN.index, bundle.head.seen))
+    embeds = embed_phrases(zegclip_model.text_encoder, SEVEN, bundle.text.templates)
+    run = save_run(tmp_path / "run", zegclip_model, embeds, names=SEVEN, phrases=SEVEN, seen=seen)
     data = ["--dataset", "folder", "--root", root, "--split", "all", "--device", "cpu"]
     written = []
     for model in ([run], [zegclip_bundle, "--precision", "float32"]):
-        arguments = [*model, *data, "--json", tmp_path / "report.json"]
-        assert cli.main(["evaluate", *map(str, arguments)]) == 0, capsys.readouterr().err
+        options = (*data, "--json", tmp_path / "report.json")
+        assert command("evaluate", *model, *options) == 0, capsys.readouterr().err
         written.append(json.loads((tmp_path / "report.json").read_text()))
     assert [each["segmenter"]["kind"] for each in written] == ["torch", "bundle"]
     ours, theirs = (np.array(each["confusion"]) for each in written)
     assert (ours.sum(axis=0) > 0).sum() > 1
     assert abs(ours - theirs).sum() < 0.002 * ours.sum()  # float32 both
-    arguments = [run, *data]
-    assert cli.main(["evaluate", *map(str, arguments), "--precision", "float16"]) == 2
-    assert "float16" in capsys.readouterr().err
-    assert cli.main(["evaluate", *map(str, arguments), "--min-region-score", "0.1"]) == 2
-    assert "--min-region-score: expected None for the model" in capsys.readouterr().err
+    for *option, message in (
+        ("--precision", "float16", "float16"),
+        ("--min-region-score", "0.1", "--min-region-score: expected None for the model"),
+    ):
+        assert command("evaluate", run, *data, *option) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_seen_classes_are_lowered_only_where_some_were_unseen(run, zegclip_model, tmp_path):

@@ -12,17 +12,16 @@ from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
-import cv2
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
-from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from support.command_line import run
 from support.cpus import needs_vnni, stand_in
 from support.errors import refused
-from tools.scenes import SceneDataset
+from tools.scenes import SceneDataset, write_folder
 from zsseg_rt import (
     ArgumentError,
     BackendError,
@@ -66,14 +65,6 @@ STORED = Path(__file__).parents[1] / "bundles" / "v1"
 INT8 = EngineConfig(device="cpu", precision="int8", use_cache=False)
 
 
-def write_photos(folder, count=8):
-    """Scenes of the drawn world as PNG files."""
-    world = SceneDataset("val")
-    for index in range(count):
-        cv2.imwrite(str(folder / f"{index}.png"), world[index].image[..., ::-1])
-    return folder
-
-
 class FewScenes(SceneDataset):
     """The first scenes with their masks; with ``blank``, nothing is annotated."""
 
@@ -96,7 +87,7 @@ def quantise(out, photos, *, bundle=None, names=None, dataset=None, **settings):
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    return write_photos(tmp_path_factory.mktemp("photos"))
+    return write_folder(tmp_path_factory.mktemp("photos"), {"val": 8}) / "images/val"
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +109,7 @@ def quantised(quantised_in):
 
 
 @needs_vnni
-def test_a_bundle_holds_what_was_measured(quantised):
+def test_a_bundle_holds_what_was_measured_and_runs_in_int8(quantised):
     bundle, report = quantised
     spec = bundle.quantization["int8"]
     assert spec == report.spec
@@ -131,11 +122,6 @@ def test_a_bundle_holds_what_was_measured(quantised):
     assert set(spec.layers) == {"image_encoder", "decoder"}
     assert len(spec.layers["image_encoder"]) == 25
     bundle.verify()
-
-
-@needs_vnni
-def test_every_promised_layer_runs_in_int8(quantised):
-    bundle, _ = quantised
     assert layers_in_int8(bundle) == {"image_encoder": (37, 37), "decoder": (12, 12)}
     with Engine(bundle, INT8) as engine:
         assert engine.precision == "int8"
@@ -184,15 +170,6 @@ def test_auto_takes_int8_only_behind_a_gate(quantised):
     ):
         with Engine(replace(bundle, quantization=stored), config) as engine:
             assert engine.precision != "int8"
-
-
-def test_int8_is_refused_on_a_cpu_that_gains_nothing(tmp_path, capsys, monkeypatch):
-    stand_in(monkeypatch, "avx2", computes=True)
-    options = ("--photos", tmp_path / "gone", "--out", tmp_path / "x.zsseg")
-    assert run("quantize", "demo-scenes", *options) == 4  # before the pictures are looked for
-    error = capsys.readouterr().err
-    assert error.startswith("zsseg-rt: --precision: expected a CPU with VNNI, AMX")
-    assert error.count("\n") == 1
 
 
 @needs_vnni
@@ -269,25 +246,30 @@ def test_the_command_prints_what_info_repeats(photos, tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("vnni")
-def test_what_cannot_be_quantised_is_refused(photos, tmp_path):
+def test_what_cannot_be_quantised_is_refused(photos, quantised_in, tmp_path):
     demo, out, data = Bundle.demo("scenes"), tmp_path / "new.zsseg", FewScenes(8)
     empty, few, broken = (tmp_path / name for name in ("empty", "few", "broken"))
     empty.mkdir()
     few.mkdir()
-    shutil.copy(photos / "0.png", few)
+    shutil.copy(photos / "000000.png", few)
     shutil.copytree(photos, broken)
-    for name in ("3.png", "5.png"):
+    for name in ("000003.png", "000005.png"):
         (broken / name).write_bytes((photos / name).read_bytes()[:40])
     narrow = {name: {"int8": row["float32"]} for name, row in demo.graphs.items()}
+    stored = quantised_in("fp8")[0]
+    already = {
+        name: {"float32": row.get("fp8", row["float32"])} for name, row in stored.graphs.items()
+    }
     segments = Bundle.load(STORED / "segment_tokens.zsseg")  # whose segments are hard
     masks = {"photos": None, "names": names_of(data), "dataset": data}
     for error, words, changes in (
         (SourceError, (None,), {"photos": empty}),
         (ArgumentError, ("photos", "8", "1"), {"photos": few}),
-        (SourceError, (None, "3.png", "5.png"), {"photos": broken}),
+        (SourceError, (None, "000003.png", "000005.png"), {"photos": broken}),
         (ArgumentError, ("bundle",), {"bundle": replace(demo, family="proposals")}),
         (ArgumentError, ("bundle", "segment_tokens"), {"bundle": segments}),
         (PrecisionNotApplied, ("precision",), {"bundle": replace(demo, graphs=narrow)}),
+        (ArgumentError, ("bundle",), {"bundle": replace(stored, graphs=already)}),
         (ArgumentError, ("class_names", "two", "1"), {"names": ["sky"]}),
         (ArgumentError, ("class_names", "1"), masks | {"names": ["sky"]}),
         (ArgumentError, ("dataset", "8", "7"), masks | {"dataset": FewScenes(7)}),
@@ -302,40 +284,26 @@ def test_what_cannot_be_quantised_is_refused(photos, tmp_path):
     assert not out.exists()
 
 
-def test_a_layer_that_reads_zeros_alone_stays_as_it_is(photos, tmp_path, monkeypatch):
-    take_in, counted = TensorStats.add, []
+def test_a_layer_that_reads_zeros_stays_as_it_is_and_unfit_activations_are_refused(
+    photos, tmp_path, monkeypatch
+):
+    take_in, stats, factors = TensorStats.add, [], {}
 
     def add(one, values, **how):
-        counted.append(one)
-        take_in(one, 0 * values if one is counted[0] else values, **how)
+        stats.append(one)
+        take_in(one, values * factors.get(one is stats[0], 1.0), **how)
 
     monkeypatch.setattr(TensorStats, "add", add)
-    out = tmp_path / "new.zsseg"
-    quantise(out, photos, precision="fp8")
-    layers = Bundle.load(out).quantization["fp8"].layers
+    for factor, words in ((0.0, ("zeros",)), (1e6, ("65504", "float16"))):
+        factors = {True: factor, False: factor}
+        with refused(ArgumentError, "photos", *words):
+            quantise(tmp_path / "x.zsseg", photos, precision="fp8")
+        assert not list(tmp_path.iterdir())
+    stats, factors = [], {True: 0.0}
+    quantise(tmp_path / "x.zsseg", photos, precision="fp8")
+    layers = Bundle.load(tmp_path / "x.zsseg").quantization["fp8"].layers
     kinds = [kind for one in layers.values() for kind in one.values()]
     assert kinds.count("float16") == 1
-
-
-@pytest.mark.parametrize(("factor", "words"), [(0.0, ("zeros",)), (1e6, ("65504", "float16"))])
-def test_unfit_activations_are_refused(photos, tmp_path, monkeypatch, factor, words):
-    take_in = TensorStats.add
-    monkeypatch.setattr(
-        TensorStats, "add", lambda one, values, **how: take_in(one, factor * values, **how)
-    )
-    with refused(ArgumentError, "photos", *words):
-        quantise(tmp_path / "x.zsseg", photos, precision="fp8")
-    assert not list(tmp_path.iterdir())
-
-
-@needs_vnni
-def test_a_quantised_graph_is_refused(quantised, photos, tmp_path):
-    bundle, _ = quantised
-    graphs = {
-        name: {"float32": row.get("int8", row["float32"])} for name, row in bundle.graphs.items()
-    }
-    with refused(ArgumentError, "bundle"):
-        quantise(tmp_path / "x.zsseg", photos, bundle=replace(bundle, graphs=graphs))
 
 
 def test_e4m3_rounds_as_onnx_does():
@@ -374,7 +342,7 @@ def build_plan(path, precision, capability):
 @pytest.mark.parametrize(
     ("precision", "capabilities"), [("int8", ("8.6", "12.0")), ("fp8", ("8.9", "12.0"))]
 )
-def test_plans_hold_every_promised_layer(quantised_in, precision, capabilities):
+def test_plans_hold_every_promised_layer(quantised_in, precision, capabilities, monkeypatch):
     out = quantised_in(precision)[0].path
     for name, promised in (("image_encoder", 37), ("decoder", 12)):
         for capability in capabilities:
@@ -383,14 +351,9 @@ def test_plans_hold_every_promised_layer(quantised_in, precision, capabilities):
     if precision == "fp8":
         with refused(PrecisionNotApplied, "precision", "8.6"):
             build_plan(out / "decoder.fp8.onnx", precision, "8.6")
-
-
-@pytest.mark.usefixtures("rtx")
-def test_fewer_layers_in_a_plan_than_promised_are_refused(quantised_in, monkeypatch):
-    out = quantised_in("fp8")[0].path
-    monkeypatch.setattr("zsseg_rt.backends._tensorrt.COMPUTE_LAYERS", ("CONVOLUTION",))
-    with refused(PrecisionNotApplied, "precision", "12", "0"):
-        build_plan(out / "decoder.fp8.onnx", "fp8", "8.9")
+        monkeypatch.setattr("zsseg_rt.backends._tensorrt.COMPUTE_LAYERS", ("CONVOLUTION",))
+        with refused(PrecisionNotApplied, "precision", "12", "0"):
+            build_plan(out / "decoder.fp8.onnx", precision, "8.9")
 
 
 # --- which graphs of each family are quantised ----------------------------------------------------
@@ -450,9 +413,8 @@ def test_the_head_that_the_classes_use(photos, tmp_path):
         # random weights: here only the layers matter
         more = {"bundle": Bundle.load(wide), "names": names[:count], "min_agreement": 0.01}
         quantise(out, photos, **more)
-        bundle = Bundle.load(out)
-        assert layers_in_int8(bundle) == {name: (n, n) for name, n in promised.items()}
-        with Engine(bundle, INT8) as engine:
+        assert layers_in_int8(Bundle.load(out)) == {name: (n, n) for name, n in promised.items()}
+        with Engine(out, INT8) as engine:
             assert all(one.passed for one in engine.self_check().stages if one.stage != "labels")
             for named in (5, 40):
                 engine.set_classes(names[:named])
@@ -471,16 +433,12 @@ def miou(bundle, precision, loaders, dataset):
     counts = ConfusionMatrix(len(dataset.class_names), ignore_label=dataset.ignore_label)
     with Engine(bundle, EngineConfig(device="cpu", precision=precision, use_cache=False)) as engine:
         segmenter = EngineSegmenter(engine, dataset.class_names)
-        for load in loaders:
-            sample = load()
+        for sample in (load() for load in loaders):
             counts.update(sample.labels, segmenter.segment(sample.image))
     scores = score(counts.counts, dataset.seen)
     present, seen = scores.true_pixels > 0, np.isin(np.arange(len(scores.iou)), dataset.seen)
-    return {
-        "mIoU": 100 * scores.iou[present].mean(),
-        "mIoU(S)": 100 * scores.iou[present & seen].mean(),
-        "mIoU(U)": 100 * scores.iou[present & ~seen].mean(),
-    }
+    groups = {"mIoU": present, "mIoU(S)": present & seen, "mIoU(U)": present & ~seen}
+    return {name: 100 * scores.iou[group].mean() for name, group in groups.items()}
 
 
 @needs_vnni
@@ -538,9 +496,8 @@ def test_a_bundle_is_written_where_few_points_are_lost(tmp_path, monkeypatch):
         Bundle.load(out)
 
 
-def test_photos_give_ranges_and_a_data_set_figures(tmp_path):
-    folder = write_photos(tmp_path)
-    both = choose_images(folder, FewScenes(3))
+def test_photos_give_ranges_and_a_data_set_figures(photos):
+    both = choose_images(photos, FewScenes(3))
     assert len(both.ranged) == 8
     assert len(both.measured) == 3
     assert {load().labels.size > 0 for load in both.measured} == {True}
@@ -550,24 +507,23 @@ def test_photos_give_ranges_and_a_data_set_figures(tmp_path):
 # --- graphs of old operator sets, places, signals ---
 
 
-def save_old(path, opset, *nodes):
+def save_old(path, opset, *lines):
     """A graph from x [3, 4] to z, of an old operator set."""
-    values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s)
-              for n, s in (("x", [3, 4]), ("z", [3, 8]))]  # fmt: skip
-    graph = helper.make_graph(nodes, "g", values[:1], values[1:])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)]), path)
+    nodes, opset = "\n".join(lines), f'ir_version: 8, opset_import: ["": {opset}]'
+    text = f"<{opset}> g (float[3, 4] x) => (float[3, 8] z) {{ {nodes} }}"
+    onnx.save(onnx.parser.parse_model(text), path)
     return path
 
 
 def test_an_old_operator_set_computes_the_same_or_is_refused(tmp_path):
     nodes = [
-        helper.make_node("ReduceMean", ["x"], ["mean"], axes=[1], keepdims=0),
-        helper.make_node("Unsqueeze", ["mean"], ["wide"], axes=[1]),
-        helper.make_node("Sub", ["x", "wide"], ["low"]),
-        helper.make_node("Softmax", ["low"], ["soft"], axis=1),
-        helper.make_node("Split", ["soft"], ["a", "b"], axis=1),
-        helper.make_node("Split", ["low"], ["c", "d"], axis=1, split=[1, 3]),
-        helper.make_node("Concat", ["a", "b", "c", "d"], ["z"], axis=1),
+        "mean = ReduceMean <axes = [1], keepdims = 0> (x)",
+        "wide = Unsqueeze <axes = [1]> (mean)",
+        "low = Sub (x, wide)",
+        "soft = Softmax <axis = 1> (low)",
+        "a, b = Split <axis = 1> (soft)",
+        "c, d = Split <axis = 1, split = [1, 3]> (low)",
+        "z = Concat <axis = 1> (a, b, c, d)",
     ]
     old, new = save_old(tmp_path / "old.onnx", 12, *nodes), tmp_path / "new.onnx"
     save_onnx(read_plain(old), "g", new)
@@ -575,40 +531,43 @@ def test_an_old_operator_set_computes_the_same_or_is_refused(tmp_path):
     x = np.random.default_rng(0).standard_normal((3, 4), np.float32)
     expected, actual = (ReferenceEvaluator(str(path)).run(None, {"x": x}) for path in (old, new))
     np.testing.assert_array_equal(actual, expected)
-    nodes[3].attribute[0].i = 0
+    nodes[3] = "soft = Softmax <axis = 0> (low)"
     with refused(ArgumentError, "bundle", "12", "old.onnx", "Softmax"):
         read_plain(save_old(old, 12, *nodes))
-    twice = helper.make_node("Concat", ["x", "x"], ["z"], axis=1)
+    twice = "z = Concat <axis = 1> (x, x)"
     assert read_plain(save_old(old, 17, twice)).opset == 20
     assert read_plain(save_old(old, 21, twice)).opset == 21
-    unknown = helper.make_node("NoSuchOperator", ["x"], ["z"])
     with refused(BackendError, None, "17", "old.onnx", "NoSuchOperator"):
-        read_plain(save_old(old, 17, unknown))
+        read_plain(save_old(old, 17, "z = NoSuchOperator (x)"))
 
 
-def test_the_place_is_checked_first_and_masks_need_a_data_set(tmp_path, capsys):
+def test_the_cpu_and_the_place_are_checked_first(tmp_path, capsys, monkeypatch):
+    stand_in(monkeypatch, "avx2", computes=True)
+    command = ("quantize", "demo-scenes", "--photos", tmp_path / "gone", "--out")
+    assert run(*command, tmp_path / "x.zsseg") == 4
+    error = capsys.readouterr().err
+    assert error.startswith("zsseg-rt: --precision: expected a CPU with VNNI, AMX")
+    assert error.count("\n") == 1
     (tmp_path / "taken.zsseg").mkdir()
     (tmp_path / "file").touch()
-    command = ("quantize", "demo-scenes", "--precision", "fp8")
     for out in ("taken.zsseg", "no_ending", "file/x.zsseg"):
-        assert run(*command, "--out", tmp_path / out, "--photos", tmp_path / "gone") == 1
+        assert run(*command, tmp_path / out, "--precision", "fp8") == 1
         assert "gone" not in capsys.readouterr().err
-    assert run(*command, "--out", tmp_path / "x.zsseg", "--root", tmp_path) == 1
+    command = ("quantize", "demo-scenes", "--root", tmp_path, "--out", tmp_path / "x.zsseg")
+    assert run(*command, "--precision", "fp8") == 1
     assert capsys.readouterr().err.startswith("zsseg-rt: --dataset: expected one of ade20k, ")
 
 
-@pytest.mark.parametrize(
-    "kind", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.nightly)]
-)
-def test_an_interrupted_command_leaves_nothing(kind, tmp_path):
-    photos, scratch, place = (tmp_path / name for name in ("photos", "scratch", "out"))
-    for folder in (photos, scratch, place):
-        folder.mkdir()
-    write_photos(photos, 128)  # so many that a signal comes before the last was measured
-    command = ["quantize", "demo-scenes", "--photos", photos, "--out", place / "x.zsseg",
-             "--precision", "fp8", "--json", place / "report.json"]  # fmt: skip
+def test_an_interrupted_command_leaves_nothing(tmp_path):
+    scratch, place = tmp_path / "scratch", tmp_path / "out"
+    scratch.mkdir()
+    place.mkdir()
+    # so many that a signal comes before the last was measured
+    photos = write_folder(tmp_path, {"val": 128}) / "images/val"
+    command = ("quantize", "demo-scenes", "--photos", photos, "--precision", "fp8")
+    written = ("--out", place / "x.zsseg", "--json", place / "report.json")
     child = subprocess.Popen(
-        [sys.executable, "-m", "zsseg_rt", *command],
+        [sys.executable, "-m", "zsseg_rt", *command, *written],
         env=os.environ | {"TMPDIR": str(scratch)}, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     end = time.monotonic() + 120.0
@@ -617,7 +576,7 @@ def test_an_interrupted_command_leaves_nothing(kind, tmp_path):
         assert child.poll() is None, child.communicate()
         assert time.monotonic() < end
         time.sleep(0.02)
-    child.send_signal(kind)
+    child.send_signal(signal.SIGTERM)  # which is as Ctrl-C
     _, error = child.communicate(timeout=120.0)
     assert child.returncode == 1
     assert error.splitlines()[-1] == "zsseg-rt: interrupted; nothing half-written was left"

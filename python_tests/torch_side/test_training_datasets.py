@@ -1,4 +1,4 @@
-"""Published layouts and a user's own folder, read, and what is said about ill-fitting files."""
+"""Published layouts and a user's own folder: read, checked before training, or refused by name."""
 
 import json
 
@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+pytest.importorskip("accelerate")
+
+from support.command_line import run
 from support.dataset_trees import (
     BUILDERS,
     build_camvid,
@@ -18,10 +21,14 @@ from support.dataset_trees import (
 )
 from support.errors import refused
 from support.picture_files import BOMBS
+from support.small_runs import settings
 from zsseg_rt.errors import ArgumentError, DatasetError
 from zsseg_rt.evaluation.datasets import DATASETS, SegmentationDataset, create_dataset
 from zsseg_rt.evaluation.datasets.files import read_colour_mask, read_mask, read_picture
 from zsseg_rt.evaluation.datasets.published import class_table, published_classes
+from zsseg_rt.training.assembly import assemble, train
+from zsseg_rt.training.data_checks import LEAST_BATCHES, check_data
+from zsseg_rt.training.loop.checkpointing import read_checkpoint
 
 
 @pytest.mark.parametrize(
@@ -130,6 +137,9 @@ def test_wrong_arguments_are_named(tmp_path):
     for name, option in (("camvid", "background"), ("folder", "partial"), ("photos", "unseen")):
         with refused(ArgumentError, None, f"'{option}'"):
             create_dataset(name, tmp_path, **{option: True})
+    for name, value in (("unseen", "car"), ("zero_is_unlabelled", "no")):
+        with refused(ArgumentError, None, name, f"'{value}'"):
+            create_dataset("folder", tmp_path, **{name: value})
     with refused(ArgumentError, "root"):
         create_dataset("camvid")
     assert set(DATASETS) == {*BUILDERS, "folder", "photos"}
@@ -248,15 +258,6 @@ def test_colour_masks(street):
         create_dataset("folder", street, "all")
 
 
-def without(*parts):
-    def spoil(root):
-        for part in parts:
-            for path in root.glob(part):
-                path.unlink()
-
-    return spoil
-
-
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -264,8 +265,8 @@ def without(*parts):
         (["road", "[unseen]"], "expected different names, got an empty one"),
         (["road [unseen]"], "at least one seen class"),
         (lambda root: (root / "classes.txt").write_bytes(b"road\n\xff\xfe\n"), r"classes\.txt"),
-        (without("classes.txt"), r"classes\.txt"),
-        (without("images/*", "masks/*"), r"\b0\b"),
+        (lambda root: (root / "classes.txt").unlink(), r"classes\.txt"),
+        (lambda root: [path.unlink() for path in root.glob("*/*")], r"\b0\b"),
         (lambda root: photo(root / "images/a.png"), "images"),
         (
             lambda root: (root / "masks/a.png").rename(root / "masks/a.jpg"),
@@ -280,15 +281,6 @@ def test_folders_that_are_not_whole_are_refused(street, spoil, message):
         spoil(street)
     with pytest.raises(DatasetError, match=message):
         create_dataset("folder", street, "all")
-
-
-def test_a_file_that_is_not_there_or_no_mask_is_refused(tmp_path):
-    for read in (read_picture, read_mask):
-        with refused(DatasetError, None, "a.png"):
-            read(tmp_path / "a.png")
-    photo(tmp_path / "a.png")
-    with refused(DatasetError, None, "RGB"):
-        read_mask(tmp_path / "a.png")
 
 
 def test_ids_of_a_list_are_the_values_of_masks(tmp_path):
@@ -362,10 +354,184 @@ def test_names_match_composed_or_not_and_tiffs_count(tmp_path):
 
 
 @pytest.mark.parametrize("read", [read_picture, read_mask, read_colour_mask])
-@pytest.mark.parametrize("name", ["67 bytes", "no width", "gif"])
-def test_bombs_are_refused_by_their_header(name, read, tmp_path):
-    data, message = BOMBS[name]
+def test_bombs_what_is_not_there_and_colours_for_numbers_are_refused(read, tmp_path):
     path = tmp_path / "a.png"
-    path.write_bytes(data)
-    with pytest.raises(DatasetError, match=rf"a\.png: .*{message}"):
+    with refused(DatasetError, None, "a.png"):
         read(path)
+    for name in ("67 bytes", "no width", "gif"):  # by their header
+        data, message = BOMBS[name]
+        path.write_bytes(data)
+        with pytest.raises(DatasetError, match=rf"a\.png: .*{message}"):
+            read(path)
+    photo(path)
+    with refused(DatasetError, None, "RGB"):
+        read_mask(path)
+
+
+# --- data that training could not learn from is found before, or ends the run by its name ---
+
+SIZE = (64, 64)
+
+
+@pytest.fixture
+def road(tmp_path):
+    """A folder of two pictures for training and one for evaluation; "tree" is unseen."""
+    root = tmp_path / "street"
+    listing(root / "classes.txt", ["road", "tree [unseen]", "car"])
+    for name, values in (("a", [0, 1, 2, 255]), ("b", [2, 2]), ("c", [0, 0, 1])):
+        photo(root / "images" / f"{name}.png", SIZE)
+        mask(root / "masks" / f"{name}.png", values, SIZE)
+    listing(root / "train.txt", ["a", "b"])
+    listing(root / "val.txt", ["c"])
+    return root
+
+
+@pytest.fixture
+def train_with(tmp_path, capsys):
+    def call(config, *arguments):
+        path = tmp_path / "run.toml"
+        path.write_text(config.to_toml(), encoding="utf-8")
+        code = run("train", "--config", path, *arguments)
+        return code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def check(road, train_with):
+    return lambda *arguments, config=None: train_with(
+        config or settings(road), "--check-data", *arguments
+    )
+
+
+def test_sound_data_is_described(check, tmp_path):
+    code, out, err = check("--json", tmp_path / "found.json")
+    assert (code, err) == (0, "")
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert "training: street/train, usable images: 2" in lines
+    assert "car seen 62.50" in lines
+    assert "(not annotated) 12.50" in lines
+    assert lines[-7] == "evaluation: street/val, usable images: 1"
+    assert lines[-1] == "classes in no mask: car"
+    training, evaluation = json.loads((tmp_path / "found.json").read_text())
+    assert training["pixels"] == {"road": 1024, "tree": 1024, "car": 5120}
+    assert (training["lacking"], evaluation["absent"]) == ([], ["car"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_damaged_files_are_listed(check, road):
+    mask(road / "masks" / "a.png", [0, 7], SIZE)
+    mask(road / "masks" / "b.png", [2], (64, 63))
+    whole = (road / "images" / "c.png").read_bytes()
+    (road / "images" / "c.png").write_bytes(whole[: len(whole) // 2])
+    code, out, err = check()
+    assert code == 1
+    assert "a.png: expected values 0..2 for the 3 classes" in out
+    assert "b.png: expected the 64x64 pixels of b.png, got 63x64" in out
+    assert "c.png: expected at least" in out
+    assert "unusable images in street/train: 2" in err
+    assert "unusable images in street/val: 1" in err
+
+
+@pytest.mark.parametrize(
+    ("protocol", "lacking"), [("inductive", "boat"), ("supervised", "tree, boat")]
+)
+def test_a_trained_class_that_no_mask_holds_is_an_error(check, road, protocol, lacking):
+    listing(road / "classes.txt", ["road", "tree [unseen]", "car", "boat"])
+    mask(road / "masks" / "a.png", [0, 2], SIZE)
+    code, out, err = check(config=settings(road, task={"protocol": protocol}))
+    assert code == 1
+    assert "in no mask: tree, boat" in out
+    assert f"got no pixel in street/train of {lacking}. Fix" in err
+
+
+def test_what_learns_from_no_masks_needs_none(road):
+    options = {"data": {"name": "photos", "split": "images"}, "evaluation": {"split": ""}}
+    (report,) = check_data(settings(road, model={"architecture": "zeroseg"}, **options))
+    assert (report.scan.num_pictures, report.faults) == (3, ())
+    (report,) = check_data(
+        settings(road, model={"architecture": "zeroseg"}, evaluation={"split": ""})
+    )
+    assert (report.scan.absent, report.faults) == ((), ())
+
+
+def test_names_with_spaces_and_of_any_script_train(train_with, clip_file, tmp_path):
+    root = tmp_path / "Fotos São Paulo"
+    names = ["Straße 1", "東京 駅", "улица [2]", "a#b%20c"]
+    for seed, name in enumerate(names):
+        photo(root / "images" / f"{name}.jpg", SIZE, seed)
+        mask(root / "masks" / f"{name}.png", [0, 1, 2, 255], SIZE)
+    (root / "classes.txt").write_text("Straße, rua\n木 [unseen]\ncar\n", encoding="utf-8")
+    (root / "train.txt").write_text("\n".join(names[:3]), encoding="utf-8")
+    (root / "val.txt").write_text(names[3], encoding="utf-8")
+    folder = tmp_path / "Läufe" / "erster Lauf"
+    loop = {"iterations": 2, "batch_size": 3, "num_workers": 1, "log_interval": 1}
+    config = settings(root, clip_file, loop=loop, output={"folder": str(folder)})
+    for option, shown in (("--check-data", "木"), ("--dry-run", "iterations = 2")):
+        code, out, err = train_with(config, option)
+        assert (code, err) == (0, "")
+        assert shown in out
+    assert not folder.exists()
+    code, out, err = train_with(config, "--json", tmp_path / "ergebnis 1.json")
+    assert code == 0, err
+    assert "finished 2 steps" in out
+    assert json.loads((tmp_path / "ergebnis 1.json").read_text(encoding="utf-8"))["step"] == 2
+    card = read_checkpoint(folder / "checkpoints/step-00000002.pt").model_card
+    assert card["classes"]["names"] == ["Straße, rua", "木", "car"]
+    assert "Fotos São Paulo" in (folder / "config.toml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("gone", "arguments"),
+    [
+        ("JPEGImages/2008_3.jpg", ["--check-data"]),
+        ("SegmentationClassAug", ["--dry-run"]),
+        ("ImageSets/Segmentation/val.txt", []),
+    ],
+)
+def test_what_is_missing_is_named_before_training(train_with, tmp_path, clip_file, gone, arguments):
+    voc = build_voc(tmp_path)
+    (voc / gone).rename(tmp_path / "elsewhere")
+    data = {"name": "voc2012", "options": {"partial": True}}
+    config = settings(voc, clip_file, data=data, output={"folder": str(voc / "run")})
+    code, _, err = train_with(config, *arguments)
+    assert gone.rpartition("/")[2].partition(".")[0] in err
+    assert "VOC" in err
+    assert "http" in err  # where to get it
+    assert code == 1
+    assert not (voc / "run").exists()
+
+
+def test_training_ends_where_nothing_can_be_learned(road, clip_file):
+    for name in ("a", "b"):
+        mask(road / "masks" / f"{name}.png", [1, 255], SIZE)  # unseen or not annotated
+    config = settings(road, clip_file, loop={"checkpoint_interval": 20})
+    wanted = (
+        rf"street/train: expected annotated pixels of seen classes, got none in the first "
+        rf"{LEAST_BATCHES} batches\. .*--check-data"
+    )
+    with pytest.raises(DatasetError, match=wanted):
+        train(config)
+    assert (road.parent / "run/checkpoints/step-00000040.pt").is_file()
+
+
+def first_batches(config, count):
+    parts = assemble(config)
+    stream = parts.batches(start_position=0, process_index=0, num_processes=1, batch_size=1)
+    return [next(stream) for _ in range(count)]
+
+
+def test_one_useful_batch_is_enough_and_large_sets_get_more_patience(road, clip_file):
+    mask(road / "masks" / "a.png", [1, 255], SIZE)
+    batches = first_batches(settings(road, clip_file), LEAST_BATCHES + 10)
+    assert {batch.names[0] for batch in batches} == {"a", "b"}
+    mask(road / "masks" / "b.png", [1, 255], SIZE)
+    transductive = settings(road, clip_file, task={"protocol": "transductive"})
+    assert len(first_batches(transductive, LEAST_BATCHES + 1)) == LEAST_BATCHES + 1
+    names = [f"x{index:02d}" for index in range(LEAST_BATCHES)]
+    for name in names:
+        photo(road / "images" / f"{name}.png", SIZE)
+        mask(road / "masks" / f"{name}.png", [1], SIZE)
+    listing(road / "train.txt", names)
+    with pytest.raises(DatasetError, match=f"in the first {3 * LEAST_BATCHES} batches"):
+        first_batches(settings(road, clip_file), 4 * LEAST_BATCHES)

@@ -1,12 +1,16 @@
 """Every family from its settings to a trained model, figures and a bundle, on tiny scenes."""
 
 import hashlib
+import inspect
+import json
+import math
 import os
 import re
 import shutil
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -21,15 +25,34 @@ from support.errors import refused
 from support.small_runs import SIZES, STUDENT, TABLES
 from support.toy_training import alike
 from tools.scenes.words import CLASS_NAMES, SEEN
+from tools.studies.compare_systems import Comparison
 from zsseg_rt import Engine, EngineConfig
 from zsseg_rt.cli import main
-from zsseg_rt.errors import ArgumentError, CheckpointError, VocabularyError
+from zsseg_rt.common.schema import encode, setting_names
+from zsseg_rt.errors import ArgumentError, CheckpointError, DatasetError, VocabularyError
 from zsseg_rt.models.cat_seg.model import AggregatorConfig, ClassAttention
+from zsseg_rt.models.registry import find_builder
 from zsseg_rt.torch_files.clip_arrays import OPENAI_FILES
-from zsseg_rt.training.assembly import assemble, build_model, text_space, train
+from zsseg_rt.training.assembly import (
+    assemble,
+    build_augmentation,
+    build_model,
+    text_space,
+    train,
+)
 from zsseg_rt.training.class_embeddings import class_embeddings, embed_phrases
-from zsseg_rt.training.config import ModelConfig, TextConfig, TrainConfig
+from zsseg_rt.training.config import (
+    DataConfig,
+    ModelConfig,
+    ScheduleConfig,
+    TextConfig,
+    TrainConfig,
+    list_recipes,
+)
 from zsseg_rt.training.loop.checkpointing import read_checkpoint
+from zsseg_rt.training.tasks import TASKS
+from zsseg_rt.training.tasks.zegformer import SegmentWeights
+from zsseg_rt.training.tasks.zeroseg import TeacherFeatures, TeacherViews, ZeroSegTask
 from zsseg_rt.training.trained import load_classes, load_trained, trained_segmenter
 
 HEAD = {"hidden": 32, "num_heads": 2, "window": 2, "text_guidance": 8, "guidance": 8}
@@ -64,6 +87,7 @@ SYSTEMS = {  # the model's options, those of its task, what may move and what mu
 }
 
 
+ROOT = Path(__file__).parents[2]
 OTHERS = ["clip_rc", "cosine_head", "cat_seg"]  # whose exports other tests show
 
 
@@ -221,6 +245,9 @@ def test_zeroseg_trains_on_photos_without_masks(clip_file, tmp_path):
     assert load_classes(tmp_path / "run") is None
     with refused(ArgumentError, "data.name"):
         assemble(configure("zegclip", clip_file, tmp_path, data=tables["data"]))
+    nothing = type("Nothing", (list,), {"name": "nothing"})()
+    with refused(DatasetError, "data", "nothing"):
+        assemble(TrainConfig.from_dict(TABLES), dataset=nothing)
 
 
 @pytest.mark.parametrize(
@@ -233,8 +260,19 @@ def test_zeroseg_trains_on_photos_without_masks(clip_file, tmp_path):
         ("schedule.name=step", "schedule.name: expected one of poly, cosine, constant"),
         ("schedule.warmup_steps=9", "warmup_steps"),
         ("nonsense", "--set: expected table.key=value"),
+        ("model={}", r"^model.options.pretrained"),
+        ("model.options.pretrained=3", r"^model.options.pretrained"),
+        ("model.options.pretrained=absent.pt", r"^model.options.pretrained"),
+        ("model.options.pretrained=opnai", r"^model.options.pretrained"),
+        ("model.options={pretrained='CLIP'}", r"^model.options.activation"),
+        ("model.options={pretrained='absent.pt', activation='relu'}", r"^model.options.activation"),
+        ("model.options={pretrained='absent.pt', image_size='9'}", r"^model.options.image_size"),
+        ("model.options.start=picture", r"^model.options.start"),
         ("model.options.num_promts=3", r"model.options: unknown key 'num_promts'. Did you mean"),
         ("model.options.seen_classes=[1]", "model.options: unknown key 'seen_classes'"),
+        ("text.clip=absent.pt", r"^text.clip"),
+        ("text.clip=CLIP", r"^text.clip_activation"),
+        ("task.options.focal_weight=-1", r"^task.options.focal_weight"),
         ("task.options.focal_wieght=3", r"task.options: unknown key 'focal_wieght'. Did you mean"),
         ("data.name=folders", "name: expected one of .*folder"),
         ("data.augmentation.kind=blur", "data.augmentation.kind: expected one of fit_inside"),
@@ -244,8 +282,20 @@ def test_zeroseg_trains_on_photos_without_masks(clip_file, tmp_path):
     ],
 )
 def test_wrong_settings_are_named(change, message, clip_file, tmp_path):
-    with pytest.raises(ArgumentError, match=message):
-        assemble(changed(configure("zegclip", clip_file, tmp_path), tmp_path, change))
+    config = configure("zegclip", clip_file, tmp_path)
+    with pytest.raises((ArgumentError, CheckpointError), match=message):
+        assemble(changed(config, tmp_path, change.replace("CLIP", clip_file)))
+
+
+def test_a_failed_download_and_a_teacher_name_the_setting(clip_file, tmp_path, monkeypatch):
+    open_clip = pytest.importorskip("open_clip")
+    monkeypatch.setattr(open_clip, "create_model", Mock(side_effect=OSError("no route to host")))
+    with refused(CheckpointError, "model.options.pretrained"):
+        assemble(configure("cosine_head", "openai", tmp_path))
+    for teacher, argument in (("absent.pt", "teacher"), (clip_file, "teacher_activation")):
+        options = {"options": {"teacher": teacher}}
+        with refused(CheckpointError, f"task.options.{argument}"):
+            assemble(configure("zeroseg", clip_file, tmp_path, task=options))
 
 
 def test_crops_follow_the_size_of_the_model_unless_they_are_given(clip_file, tmp_path):
@@ -326,13 +376,9 @@ def test_names_from_a_bank_leave_the_text_tower_and_bad_settings_are_refused(tmp
     frozen = {"options": {"backbone_learning_rate": 0.0}}  # and without a rate all of CLIP
     task = assemble(configure("cat_seg", "demo", tmp_path, task=frozen)).task
     assert (task.tunes_text, len(task.parameter_groups())) == (False, 1)
-    for options, argument in (
-        ({"backbone_learning_rate": -1.0}, "backbone_learning_rate"),
-        ({"pooling": 3}, "pooling"),
-        ({"pooling": 0}, "pooling"),
-    ):
-        with refused(ArgumentError, f"task.options.{argument}"):
-            assemble(configure("cat_seg", "demo", tmp_path, task={"options": options}))
+    for setting, value in (("backbone_learning_rate", -1.0), ("pooling", 3), ("pooling", 0)):
+        with refused(ArgumentError, setting):
+            TASKS["cat_seg"](task.model, torch.ones(28, 128), seen=SEEN, **{setting: value})
 
 
 @torch.no_grad()
@@ -353,44 +399,30 @@ def test_pooling_averages_cells_in_training_alone():
     torch.testing.assert_close(changed, attention(x, text) - x)
 
 
-@pytest.fixture
-def official_zegformer(tmp_path):
-    """An official checkpoint of training, which holds no CLIP, and CLIP's own file."""
-    weights = tiny_zegformer.state_dict()
-    bare = {k: v for k, v in weights.items() if not k.startswith(tiny_zegformer.CLIP)}
-    torch.save({"model": bare, "iteration": 1}, tmp_path / "official.pth")
-    prefix = tiny_zegformer.CLIP
+def test_official_zegformer_starts_with_the_clip_that_is_named_or_says_what_to_do(tmp_path):
+    weights, prefix = tiny_zegformer.state_dict(), tiny_zegformer.CLIP
+    bare = {k: v for k, v in weights.items() if not k.startswith(prefix)}
     clip = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+    torch.save({"model": bare, "iteration": 1}, tmp_path / "official.pth")
     save_file(clip, tmp_path / "clip.safetensors")
 
-    def configured(**options):
-        start = str(tmp_path / "official.pth")
-        settings = {"num_heads": 4} | options
-        return ModelConfig(architecture="zegformer", start_from=start, options=settings)
+    def built(seen=(), **options):
+        start, options = str(tmp_path / "official.pth"), {"num_heads": 4} | options
+        config = ModelConfig(architecture="zegformer", start_from=start, options=options)
+        return build_model(config, seen=seen, protocol="inductive")
 
-    return configured, {"pretrained": str(tmp_path / "clip.safetensors")}
-
-
-def test_official_zegformer_starts_with_the_clip_that_is_named(official_zegformer):
-    configured, clip = official_zegformer
-    config = configured(**clip, activation="quick_gelu")
-    model = build_model(config, seen=(0, 1), protocol="inductive")
+    named = {"pretrained": str(tmp_path / "clip.safetensors"), "activation": "quick_gelu"}
+    model = built((0, 1), **named)
     assert model.config.fusion == "seen_and_unseen"
     assert model.text_encoder is not None
-    weights = tiny_zegformer.state_dict()
     assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
-
-
-def test_official_zegformer_without_clip_says_what_to_do(official_zegformer):
-    configured, _ = official_zegformer
     message = "official.pth: .*CLIP's weights .*model.options.pretrained is CLIP's file.*fusion"
     with pytest.raises(CheckpointError, match=message):
-        build_model(configured(), seen=(), protocol="inductive")
+        built()
     with refused(ArgumentError, "model.options.pretrained"):
-        build_model(configured(activation="gelu"), seen=(), protocol="inductive")
+        built(activation="gelu")
     for options in ({"ensemble": False}, {"fusion": "segments"}):  # the official flag, our word
-        alone = build_model(configured(**options), seen=(), protocol="inductive")
-        assert alone.config.fusion == "segments"
+        assert built(**options).config.fusion == "segments"
 
 
 def test_a_run_is_resumed_with_its_teacher_whose_weights_it_does_not_hold(clip_file, tmp_path):
@@ -433,6 +465,10 @@ def test_bank_gives_rows_by_name_and_averages_synonyms(tmp_path):
     np.testing.assert_allclose(embeddings.class_embeds[:1], mean, atol=1e-6)
     with refused(VocabularyError, "text.bank"):
         class_embeddings(["car", "boat"], config)
+    with refused(ArgumentError, "text", "text.bank", "text.clip"):
+        class_embeddings(["car"], TextConfig())
+    with refused(CheckpointError, None, tmp_path.name):
+        load_trained(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["cut", "text", "names", "pipe"])
@@ -450,8 +486,195 @@ def test_damaged_banks_are_named(tmp_path, name):
         class_embeddings(["a"], config)
 
 
-def test_neither_a_source_of_embeddings_nor_a_run_is_an_error(tmp_path):
-    with refused(ArgumentError, "text", "text.bank", "text.clip"):
-        class_embeddings(["car"], TextConfig())
-    with refused(CheckpointError, None, tmp_path.name):
-        load_trained(tmp_path)
+def test_a_command_names_its_option(tmp_path, capsys):
+    call = ["export", "zeroseg", "absent.safetensors", "--text", "absent.pt"]
+    assert main([*call, "--out", str(tmp_path / "x.zsseg")]) == 1
+    assert capsys.readouterr().err.startswith("zsseg-rt: --text: expected a CLIP file")
+
+
+def test_every_hint_is_for_an_extra_that_there_is():
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    table = project.partition("[project.optional-dependencies]")[2].partition("\n[")[0]
+    files = (*(ROOT / "zsseg_rt").rglob("*.py"), ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
+    text = "\n".join(path.read_text(encoding="utf-8") for path in files)
+    assert "zsseg_rt[" not in text
+    calls = " ".join(re.findall(r"install_command\(([^)]*)\)", text))
+    hint = r"needs_extra\(\"(\w+)\"|pip install '\.\[(\w+)\]'"
+    named = {*re.findall(r"[\"'](\w+)[\"']", calls), *map("".join, re.findall(hint, text))}
+    extras = set(re.findall(r"^(\w+) = \[", table, re.MULTILINE))
+    assert {"train", "opencv", "tensorrt", "data"} <= named <= extras
+
+
+# --- recipes, TOML, options and schedules, and their page ---
+
+
+def test_recipes_are_as_they_were():
+    """A change of a recipe, or of a default that one relies on, is meant: renew the digest."""
+    plain = encode(TrainConfig(data=DataConfig(name="")))
+    settings = {
+        f"{recipe} {table}.{key}": value
+        for recipe in list_recipes()
+        for table, fields in encode(TrainConfig.load(recipe)).items()
+        for key, value in fields.items()
+        if value != plain[table][key]
+    }
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    assert digest[:12] == "d317f49e628b"
+
+
+def test_a_file_of_ones_own_is_laid_over_a_recipe(tmp_path):
+    path = tmp_path / "own.toml"
+    path.write_text('base = "zegclip_voc_inductive"\n[data]\nname = "folder"\n[loop]\nseed = 3\n')
+    config, base = TrainConfig.load(path), TrainConfig.load("zegclip_voc_inductive")
+    assert config.differences(base) == ["data.name", "loop.seed"]
+    assert config == TrainConfig.load(path.rename(tmp_path / "zegclip_voc_inductive"))
+    for wrong in ('"zegclip"', '"own.toml"', "3", "[]"):
+        path.write_text(f"base = {wrong}\n[data]\nname = 'folder'\n")
+        with pytest.raises(ArgumentError, match="base: expected one of the recipes"):
+            TrainConfig.load(path)
+
+
+@pytest.mark.parametrize("recipe", list_recipes())
+def test_recipes_are_complete_and_name_what_exists(recipe):
+    config = TrainConfig.load(recipe)
+    assert config.output.folder == f"runs/{recipe}"
+    assert config.schedule.factor(config.loop.iterations // 2, config.loop.iterations) > 0
+    build_augmentation(config.data.augmentation)
+    if recipe == "demo":
+        return
+    with pytest.raises(DatasetError, match="nowhere"):
+        TrainConfig.load(recipe, ["data.root=nowhere"]).open_data("training")
+    if not config.model.start_from:
+        builder = inspect.signature(find_builder(config.model.architecture, official=False))
+        builder.bind(**config.model.options)
+    kind = TASKS[config.model.architecture]
+    features = {"teacher", "teacher_architecture", "views"} if kind is ZeroSegTask else set()
+    assert config.task.options.keys() <= {*setting_names(kind), *features}
+
+
+DATA = '[data]\nname = "folder"\n'
+STRANGE = {
+    "lists": "[" * 5000 + "]" * 5000,
+    "tables": "{a = " * 400 + "1" + "}" * 400,
+    "dots": f"{{ {'.'.join('a' * 5000)} = 1 }}",
+    "hour": "[[04:05:06]]",
+    "digits": "9" * 5000,
+    "nan": "nan",
+    "half of a letter": '"\udcff"',
+}
+
+
+@pytest.fixture
+def config_path(tmp_path):
+    """A file that names its data alone."""
+    (tmp_path / "a.toml").write_text(DATA)
+    return tmp_path / "a.toml"
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_strange_values_are_refused(config_path, name):
+    value = STRANGE[name]
+    for change in (f"model.options.pretrained={value}", "a" * 5000):
+        with pytest.raises(ArgumentError, match="--set") as caught:
+            TrainConfig.load(config_path, [change])
+        assert len(str(caught.value)) < 300
+    text = f"{DATA}[model.options]\npretrained = {value}\n"
+    config_path.write_text(text, encoding="utf-8", errors="surrogatepass")
+    for kind in (TrainConfig, Comparison):
+        with pytest.raises(ArgumentError, match=r"a\.toml: (expected .*|cannot be read)"):
+            kind.load(config_path)
+
+
+def test_names_that_no_file_has_are_refused():
+    for source in ("a" * 5000, "a" * 5000 + ".toml", "a\0b", "/", "zegclip_vok", "missing.toml"):
+        with pytest.raises(ArgumentError, match=r"cannot be read|expected a TOML file or one of"):
+            TrainConfig.load(source)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(
+            f'model.options={{ "{text}" = ["{text}"] }}'
+            for text in ("a\\u007fb", "\\r\\n", "\\u0085", '\\"', "\\u0000", "😀")
+        ),
+        "model.options.deep=[[[[1, 2.5], [true]], 'a']]",
+        'text.templates=["a \\"{}\\"", "{} é"]',
+    ],
+)
+def test_settings_survive_being_written(config_path, tmp_path, change):
+    config = TrainConfig.load(config_path, [change])
+    (tmp_path / "b.toml").write_text(config.to_toml(), encoding="utf-8")
+    again = TrainConfig.load(tmp_path / "b.toml")
+    assert again == config != TrainConfig.load(config_path)
+    assert not config.differences(again)
+
+
+def rows_of_the_page():
+    page = ROOT / "docs" / "settings.md"
+    items = r"^- \*\*(.*?)\*\*: (.*(?:\n  .*)*)$"
+    return re.findall(items, page.read_text(encoding="utf-8"), re.MULTILINE)
+
+
+@pytest.mark.parametrize("architecture", [name for name in TASKS if name != "zeroseg"])
+def test_every_model_option_is_on_the_page(architecture):
+    own = ("all that start", "`zegclip`", f"`{architecture}`")
+    texts = [text for name, text in rows_of_the_page() if name.startswith(own)]
+    named = set(re.findall(r"`(\w+)`", " ".join(texts)))
+    options = set(setting_names(find_builder(architecture, official=False)))
+    assert options - named == {"seen_classes", "self_trained"} & options
+
+
+OF_TEACHERS = {"teacher", "teacher_architecture", "teacher_activation", "views"}
+
+
+@pytest.mark.parametrize(
+    ("row", "architecture", "more", "others"),
+    [
+        ("ZegCLIP, CLIP-RC", "zegclip", [], set()),
+        ("cosine head", "cosine_head", [], set()),
+        ("CAT-Seg", "cat_seg", [], set()),
+        ("ZegFormer", "zegformer", [SegmentWeights], set()),
+        ("ZeroSeg", "zeroseg", [TeacherFeatures, TeacherViews], OF_TEACHERS),
+    ],
+)
+def test_every_task_option_is_on_the_page_and_there(row, architecture, more, others):
+    (text,) = (text for name, text in rows_of_the_page() if name == row)
+    named = set(re.findall(r"`(\w+)`", text))
+    taken = {name for taker in (TASKS[architecture], *more) for name in setting_names(taker)}
+    inner = {"seen", "ignore_label", "protocol", "batch_size", "num_images", "prompts"}
+    assert named == (taken | others) - inner
+
+
+def test_the_official_learning_rate(shared_dir):
+    golden = json.loads((shared_dir / "golden" / "zs_lr_schedule.json").read_text())
+    for max_steps, rates in golden.items():
+        for step, rate in rates.items():
+            rates = ScheduleConfig(warmup_steps=1500, min_factor=0.005)
+            # float64: the factor is rounded before the multiplication, not after
+            factor = rates.factor(int(step), int(max_steps))
+            assert 2e-4 * factor == pytest.approx(rate, rel=1e-14, abs=0)
+
+
+def test_schedules():
+    def factors(name, count, iterations, **settings):
+        schedule = ScheduleConfig(name=name, **settings)
+        return [schedule.factor(step, iterations) for step in range(count)]
+
+    poly = [(1 - step / 10) ** 0.9 for step in range(11)] + [0]
+    assert factors("poly", 12, 10) == pytest.approx(poly)
+    assert factors("poly", 3, 9, power=0.0, warmup_steps=2, warmup_start=0.0) == [0, 0.5, 1]
+    cosine = factors("cosine", 14, 12, warmup_steps=4, min_factor=0.1)
+    assert cosine[:5] == pytest.approx([0, 0.25, 0.5, 0.75, 1])
+    expected = [0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * step / 8)) for step in range(9)]
+    assert cosine[4:13] == pytest.approx(expected)
+    assert cosine[13] == cosine[12] == pytest.approx(0.1)
+    assert factors("constant", 3, 2, warmup_steps=1, warmup_start=0.5) == [0.5, 1, 1]
+    for settings, argument in (
+        ({"warmup_steps": 5}, "warmup_steps"),
+        ({"min_factor": 1.5}, "min_factor"),
+        ({"name": "cosine", "power": 0.5}, "power"),
+        ({"name": "constant", "min_factor": 0.5}, "min_factor"),
+    ):
+        with refused(ArgumentError, argument):
+            ScheduleConfig(**settings).factor(0, 5)

@@ -5,7 +5,13 @@ import pytest
 
 from support.errors import refused
 from zsseg_rt.errors import ArgumentError, DatasetError, DTypeError, ShapeError
-from zsseg_rt.evaluation.metrics import FIGURES, ConfusionMatrix, harmonic_mean, score
+from zsseg_rt.evaluation.metrics import (
+    FIGURES,
+    ConfusionMatrix,
+    confusion_csv,
+    harmonic_mean,
+    score,
+)
 
 
 def confusion_of(truth, predicted, num_classes, ignore_label=255):
@@ -81,12 +87,9 @@ def test_figures_of_pixels_that_are_unknown_absent_or_only_predicted():
     assert np.isnan([scores.miou_unseen, scores.hiou]).all()
     scores = score(ConfusionMatrix(2, ignore_label=255).counts, seen=[0])
     assert np.isnan([scores.pixel_accuracy, scores.miou, scores.miou_seen, *scores.iou]).all()
-
-
-@pytest.mark.parametrize(("pair", "mean"), [((0.5, 0.5), 0.5), ((1.0, 0.0), 0.0), ((0.0, 0.0), 0.0),
-                                            ((0.9, 0.3), 0.45)])  # fmt: skip
-def test_harmonic_mean(pair, mean):
-    assert harmonic_mean(*pair) == pytest.approx(mean)
+    assert harmonic_mean(0.0, 0.0) == 0.0
+    lines = confusion_csv(np.array([[3, 1, 0], [0, 5, 2]]), ["a, b", "ä"]).splitlines()
+    assert lines == ['true class,"a, b",ä,(unknown)', '"a, b",3,1,0', "ä,0,5,2"]
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int64"])
@@ -112,3 +115,5 @@ def test_errors_name_the_argument():
         score(confusion.counts, seen=[3])
     with refused(ShapeError, "counts"):
         score(np.zeros((3, 3), np.int64), seen=[])
+    with refused(ShapeError, "counts"):
+        confusion_csv(np.zeros((3, 3), np.int64), "abc")
