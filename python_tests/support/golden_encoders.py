@@ -24,10 +24,10 @@ FILES = {
     "pe_small_public.npz": "pe",
     "pe_s16_real_public.npz": "pe",
 }
-_KEYS = {
-    "clip": "tinyclip_8m_16.transformers",
-    "siglip": "siglip2_b16_224.transformers",
-    "pe": "pe_core_s16_384.perception_models",
+_HOME = {  # and the widths of both towers that are listed
+    "clip": ("tinyclip_8m_16.transformers", 256, 256),
+    "siglip": ("siglip2_b16_224.transformers", 768, 768),
+    "pe": ("pe_core_s16_384.perception_models", 384, 512),
 }
 
 
@@ -45,44 +45,23 @@ def image(salt: str, size_hw: tuple[int, int]) -> np.ndarray:
 
 def shapes(shared: Path, kind: str, c: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """Keys and shapes of the home layout at the sizes of a configuration."""
-    listed = json.loads((shared / "specs" / "small_encoders_keys.json").read_text())[_KEYS[kind]]
-    sized: dict[str, tuple[int, ...]] = {}
+    name, *widths = _HOME[kind]
+    listed = json.loads((shared / "specs" / "small_encoders_keys.json").read_text())[name]
+    patch, sized = c.get("patch", 16), {}
     for key, shape in listed.items():
-        part = c["vision" if re.match("vis", key) else "text"]
-        if match := re.search(r"(?:layers|resblocks)\.(\d+)\.", key):
-            for index in range(part["layers"] if match[1] == "0" else 0):
-                name = key.replace(match[0], match[0].replace("0", str(index)))
-                sized[name] = _resized(kind, key, shape, c, part)
-        else:
-            sized[key] = _resized(kind, key, shape, c, part)
-    return sized
-
-
-def _resized(
-    kind: str, key: str, shape: list[int], c: dict[str, Any], part: dict[str, Any]
-) -> tuple[int, ...]:
-    width, mlp, patch = part["width"], part["mlp"], c.get("patch", 16)
-    cells = (c["image"] // patch) ** 2
-    if "token_embedding" in key:
-        return (c["vocab"], width)
-    if re.search(r"position(al)?_embedding", key):
         is_image = key.startswith("vis")
-        return (cells + (kind != "siglip") if is_image else c["context"], width)
-    if re.search(r"patch_embedding\.weight|conv1\.weight", key):
-        return (width, 3, patch, patch)
-    if key in ("visual.proj", "text_projection"):
-        return (width, c["out"])
-    if key in ("visual_projection.weight", "text_projection.weight"):
-        return (c["out"], width)
-    if re.search(r"(fc1|c_fc)\.", key):
-        return (mlp, width)[: len(shape)]
-    if re.search(r"(fc2|c_proj)\.", key):
-        return (width, mlp)[: len(shape)]
-    if "in_proj" in key:
-        return (3 * width, width)[: len(shape)]
-    if len(shape) == 3:
-        return (1, 1, width)
-    return (width,) * len(shape)
+        part, old = c["vision" if is_image else "text"], widths[0 if is_image else 1]
+        cells = (c["image"] // patch) ** 2 + (kind != "siglip")
+        sizes = dict.fromkeys((32, 64, 77, 196, 197, 577), cells if is_image else c["context"])
+        sizes |= {16: patch, 512: c.get("out"), 49408: c["vocab"], 256_000: c["vocab"]}
+        sizes |= {old: part["width"], 3 * old: 3 * part["width"], 4 * old: part["mlp"]}
+        new = tuple(sizes.get(size, size) for size in shape)
+        if key == "text_projection":
+            new = (part["width"], c["out"])
+        layer = re.search(r"(layers|resblocks)\.(\d+)\.", key)
+        for index in range(part["layers"] if layer is None or layer[2] == "0" else 0):
+            sized[key.replace(layer[0], f"{layer[1]}.{index}.") if layer else key] = new
+    return sized
 
 
 def weight(salt: str, key: str, shape: tuple[int, ...], ids: np.ndarray) -> np.ndarray:
@@ -145,38 +124,37 @@ def towers(shared_dir: Path, file: str, part: str) -> tuple[Any, ...]:
     return c, vectors, home, tower, words_tower
 
 
+_TIMM = (
+    (r"^visual\.conv1\.", "visual.patch_embed.proj."), (r"\.ln_pre\.", ".norm_pre."),
+    (r"\.class_embedding$", ".cls_token"), (r"\.positional_embedding$", ".pos_embed"),
+    (r"\.ln_post\.", ".norm."), (r"\.transformer\.resblocks\.", ".blocks."),
+    (r"\.ln_(\d)\.", r".norm\1."), (r"\.c_fc\.", ".fc1."), (r"\.c_proj\.", ".fc2."),
+    (r"attn_pool\.attn\.out_proj\.", "attn_pool.proj."), (r"\.layernorm\.", ".norm."),
+    (r"\.attn\.in_proj_", ".attn.qkv."), (r"\.attn\.out_proj\.", ".attn.proj."),
+    (r"\.probe$", ".latent"), (r"^visual\.", "visual.trunk."),
+)  # fmt: skip
+
+
 def open_clips(weights: dict[str, Any], kind: str) -> dict[str, Any]:
     """The home layout's weights in open_clip's."""
     official = as_clip(dict(weights), "home")
     if kind == "clip":
         return {key.removeprefix("text."): value for key, value in official.items()}
     timm = {}
-    names = (
-        (r"^visual\.conv1\.", "visual.patch_embed.proj."), (r"\.ln_pre\.", ".norm_pre."),
-        (r"\.ln_post\.", ".norm."), (r"\.transformer\.resblocks\.", ".blocks."),
-        (r"\.ln_(\d)\.", r".norm\1."), (r"\.c_fc\.", ".fc1."), (r"\.c_proj\.", ".fc2."),
-        (r"attn_pool\.attn\.out_proj\.", "attn_pool.proj."), (r"\.layernorm\.", ".norm."),
-        (r"\.attn\.in_proj_", ".attn.qkv."), (r"\.attn\.out_proj\.", ".attn.proj."),
-        (r"^visual\.", "visual.trunk."),
-    )  # fmt: skip
     for key, value in official.items():
         if not key.startswith("visual."):
             timm[key if key.startswith(("text.", "logit")) else f"text.{key}"] = value
         elif "attn_pool.attn.in_proj_" in key:
-            end = key.rpartition("_")[2]
-            third = len(value) // 3
+            end, third = key.rpartition("_")[2], len(value) // 3
             timm[f"visual.trunk.attn_pool.q.{end}"] = value[:third]
             timm[f"visual.trunk.attn_pool.kv.{end}"] = value[third:]
         elif key == "visual.proj":
             timm["visual.trunk.head.weight"] = value.T
             timm["visual.trunk.head.bias"] = np.zeros(value.shape[1], np.float32)
         else:
-            value = value[None, None] if key == "visual.class_embedding" else value
-            value = value[None] if key == "visual.positional_embedding" else value
-            key = {"visual.class_embedding": "visual.cls_token",
-                   "visual.positional_embedding": "visual.pos_embed",
-                   "visual.attn_pool.probe": "visual.attn_pool.latent"}.get(key, key)  # fmt: skip
-            for pattern, name in names:
+            if key in ("visual.class_embedding", "visual.positional_embedding"):
+                value = value.reshape(1, -1, value.shape[-1])
+            for pattern, name in _TIMM:
                 key = re.sub(pattern, name, key)
             timm[key] = value
     return timm

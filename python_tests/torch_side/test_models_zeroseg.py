@@ -1,5 +1,6 @@
 """ZeroSeg's student: MAE's names and numbers, grouping, GroupViT's labelling rule, training."""
 
+import copy
 import math
 
 import numpy as np
@@ -9,6 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from support.errors import refused
+from support.tiny import same
 from support.tiny_zeroseg import SIZES, zeroseg_model
 from zsseg_rt.errors import ArgumentError, CheckpointError, ShapeError, TrainingError
 from zsseg_rt.models import create_model
@@ -36,31 +38,12 @@ SIZES_OF_MODEL = {key: value for key, value in SIZES.items() if key != "size_hw"
     "image_size": 64
 }
 
-# What mae_pretrain_vit_base.pth holds, and its training file in addition.
-MAE_LINEARS = {"attn.qkv": (2304, 768), "attn.proj": (768, 768)}
-MAE_LINEARS |= {"mlp.fc1": (3072, 768), "mlp.fc2": (768, 3072)}
-MAE_BLOCK = {f"norm{n}.{part}": (768,) for n in (1, 2) for part in ("weight", "bias")}
-MAE_BLOCK |= {f"{name}.weight": shape for name, shape in MAE_LINEARS.items()}
-MAE_BLOCK |= {f"{name}.bias": shape[:1] for name, shape in MAE_LINEARS.items()}
-MAE_VIT_BASE = {
-    "cls_token": (1, 1, 768),
-    "pos_embed": (1, 197, 768),
-    "patch_embed.proj.weight": (768, 3, 16, 16),
-    "patch_embed.proj.bias": (768,),
-    "norm.weight": (768,),
-    "norm.bias": (768,),
-} | {f"blocks.{i}.{name}": shape for i in range(12) for name, shape in MAE_BLOCK.items()}
+HEADS = {"num_heads": 4, "head_heads": 4, "decoder_heads": 4}
 
 
 @pytest.fixture(scope="module")
 def model():
     return zeroseg_model()
-
-
-@pytest.fixture(scope="module")
-def full_size():
-    with torch.device("meta"):
-        return create_model("zeroseg")
 
 
 @pytest.fixture
@@ -69,16 +52,29 @@ def image():
     return torch.randn(2, 3, 64, 64)
 
 
-def shapes_of(module):
-    return {key: tuple(value.shape) for key, value in module.state_dict().items()}
-
-
-def mae_state_dict(model):
-    return {key: torch.randn(value.shape) for key, value in model.encoder.state_dict().items()}
-
-
-def test_encoder_has_exactly_maes_keys_and_shapes(full_size):
-    assert shapes_of(full_size.encoder) == MAE_VIT_BASE
+def test_mae_weights_compute_what_timms_vit_does(tmp_path, image):
+    """Which has MAE's names; its file in addition has what the decoder's start."""
+    timm = pytest.importorskip("timm")
+    with torch.device("meta"):
+        ours = create_model("zeroseg").encoder.state_dict()
+        theirs = timm.create_model("vit_base_patch16_224", num_classes=0).state_dict()
+    assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
+    sizes = {"img_size": 64, "embed_dim": 64, "depth": 2, "num_heads": 4, "num_classes": 0}
+    vit = timm.models.VisionTransformer(**sizes).eval()
+    path, state_dict = tmp_path / "mae.pth", vit.state_dict()
+    torch.save({"model": state_dict | {"mask_token": torch.zeros(1, 1, 8)}}, path)
+    built = create_model("zeroseg", mae_weights=path, **SIZES_OF_MODEL)
+    assert same(built.encoder.state_dict(), state_dict)
+    expected = vit.forward_features(image)[:, 1:]
+    torch.testing.assert_close(built.encoder(image).patch_tokens, expected)
+    assert all(p.requires_grad for p in built.parameters())
+    before = copy.deepcopy(built.state_dict())
+    wrong = state_dict | {"pos_embed": torch.zeros(1, 10, 64)}
+    with refused(CheckpointError, "state_dict", "pos_embed", "10", "17"):
+        load_mae_encoder(built, wrong)
+    with refused(CheckpointError, "state_dict", "cls_token", "float16"):
+        load_mae_encoder(built, wrong | {"cls_token": state_dict["cls_token"].half()})
+    assert same(built.state_dict(), before)
 
 
 def test_positions_are_maes():
@@ -94,36 +90,22 @@ def test_positions_are_maes():
     np.testing.assert_allclose(table[1 + 5 * row + column], expected, atol=1e-6)
 
 
-def test_mae_weights_load_through_create_model(model, tmp_path, image):
-    state_dict = mae_state_dict(model)
-    path = tmp_path / "mae.pth"
-    torch.save({"model": state_dict | {"mask_token": torch.zeros(1, 1, 8)}}, path)
-    built = create_model("zeroseg", mae_weights=path, **SIZES_OF_MODEL)
-    for key, value in state_dict.items():
-        assert torch.equal(built.encoder.state_dict()[key], value), key
-    assert built.encoder(image).patch_tokens.isfinite().all()
-    assert all(p.requires_grad for p in built.parameters())
-
-
-def test_wrong_mae_weights_are_refused():
-    model = zeroseg_model()
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    state_dict = mae_state_dict(model) | {"pos_embed": torch.zeros(1, 10, 64)}
-    with refused(CheckpointError, "state_dict", "pos_embed", "10", "17"):
-        load_mae_encoder(model, state_dict)
-    with refused(CheckpointError, "state_dict", "cls_token", "float16"):
-        load_mae_encoder(model, state_dict | {"cls_token": state_dict["cls_token"].half()})
-    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
-
-
-def test_no_mask_is_raster_order(model, image):
+@torch.no_grad()
+def test_the_order_in_which_patches_are_encoded_does_not_matter(model, image):
     """Ratio 0 shuffles but drops nothing; sorted back it is the unmasked result."""
     mask = random_patch_mask(2, 16, 0.0)
-    with torch.no_grad():
-        whole, shuffled = model.encoder(image), model.encoder(image, mask)
+    whole, shuffled = model.encoder(image), model.encoder(image, mask)
     order = mask.restore[..., None].expand_as(shuffled.patch_tokens)
     torch.testing.assert_close(shuffled.patch_tokens.gather(1, order), whole.patch_tokens)
     torch.testing.assert_close(shuffled.cls_token, whole.cls_token)
+    mask = random_patch_mask(2, 16, 0.5)
+    flipped = mask._replace(
+        kept=mask.kept.flip(1),
+        restore=torch.where(mask.removed == 0, 7 - mask.restore, mask.restore),
+    )
+    first, second = (model.decoder(model.encoder(image, m), m) for m in (mask, flipped))
+    assert first.shape == (2, 16, 768)
+    torch.testing.assert_close(first, second, atol=1e-5, rtol=1e-4)
 
 
 def test_patches_are_cut_in_maes_order():
@@ -139,20 +121,6 @@ def test_reconstruction_counts_hidden_patches_only(image):
     pixels = patchify(image, 16) + mask.removed[..., None] * 0.5 + (1 - mask.removed[..., None]) * 9
     loss = reconstruction_loss(pixels, image, mask, patch_size=16)
     torch.testing.assert_close(loss, torch.tensor(0.25))
-
-
-def test_reconstruction_head_puts_tokens_back(model, image):
-    """The order in which patches are encoded does not matter for what is reconstructed."""
-    mask = random_patch_mask(2, 16, 0.5)
-    flipped = mask._replace(
-        kept=mask.kept.flip(1),
-        restore=torch.where(mask.removed == 0, 7 - mask.restore, mask.restore),
-    )
-    with torch.no_grad():
-        first = model.decoder(model.encoder(image, mask), mask)
-        second = model.decoder(model.encoder(image, flipped), flipped)
-    assert first.shape == (2, 16, 768)
-    torch.testing.assert_close(first, second, atol=1e-5, rtol=1e-4)
 
 
 def test_noise_moves_assignments_in_training_only(image):
@@ -183,12 +151,21 @@ def test_straight_through_gradient_is_the_softmaxs(noisy):
 
 
 def test_a_checkpoint_says_its_sizes(image, tmp_path):
-    model = zeroseg_model(head_layers=(1, 1, 2))
-    save_file(model.state_dict(), tmp_path / "a.safetensors")
-    sizes = {"num_heads": 4, "head_heads": 4, "decoder_heads": 4, "image_size": 64}
-    loaded = create_model("zeroseg", weights=tmp_path / "a.safetensors", **sizes)
+    model, path = zeroseg_model(head_layers=(1, 1, 2)), tmp_path / "a.safetensors"
+    weights = model.state_dict()
+    save_file(weights, path)
+    loaded = create_model("zeroseg", weights=path, image_size=64, **HEADS)
     assert loaded.config == model.config
     assert torch.equal(loaded(image).segment_embeds, model(image).segment_embeds)
+    assert create_model("zeroseg", weights=path, with_decoder=False, **HEADS).decoder is None
+    with refused(ArgumentError, "embed_dim", "32"):
+        create_model("zeroseg", weights=path, embed_dim=16, **HEADS)
+    del weights["seg.norm.bias"]
+    others = (model.encoder.state_dict(), "encoder.patch_embed.proj.weight")
+    for content, key in (others, (weights, "seg.norm.bias")):
+        save_file(content, path)
+        with refused(CheckpointError, "state_dict", key):
+            create_model("zeroseg", weights=path, **HEADS)
 
 
 @pytest.mark.parametrize(
@@ -210,18 +187,10 @@ def test_background_rule_at_its_boundaries(best, threshold, background):
     assert torch.equal(spread[:, 1:], spread_scores(scores, segments))
 
 
-def photo(*size_hw):
-    rng = np.random.default_rng(7)
-    return rng.integers(0, 256, (*size_hw, 3)).astype(np.uint8)
-
-
 @pytest.mark.parametrize("threshold", [None, 0.1])
 def test_one_window_equals_the_whole_picture(threshold):
-    model, rgb, text = (
-        zeroseg_model(background_threshold=threshold),
-        photo(64, 64),
-        torch.randn(5, 32),
-    )
+    model, text = zeroseg_model(background_threshold=threshold), torch.randn(5, 32)
+    rgb = np.random.default_rng(7).integers(0, 256, (64, 64, 3), np.uint8)
     windows, whole = (
         model.slide(rgb, text, SlideSettings(short_side=64, crop_size=crop, stride=32))
         for crop in (64, 2048)
@@ -243,28 +212,6 @@ def test_segment_agrees_with_the_scores(model, image):
     assert torch.equal(marked, reference)
     assert (marked == -1).any()
     assert (marked >= 0).any()
-
-
-def test_another_checkpoint_is_refused(tmp_path):
-    model = zeroseg_model()
-    path = tmp_path / "a.safetensors"
-    save_file(model.encoder.state_dict(), path)
-    with refused(CheckpointError, "state_dict", "encoder.patch_embed.proj.weight"):
-        create_model("zeroseg", weights=path)
-    state_dict = model.state_dict()
-    del state_dict["seg.norm.bias"]
-    save_file(state_dict, path)
-    with refused(CheckpointError, "state_dict", "seg.norm.bias"):
-        create_model("zeroseg", weights=path, num_heads=4, head_heads=4, decoder_heads=4)
-
-
-def test_contradicting_sizes_are_refused_and_the_decoder_can_go(tmp_path):
-    path = tmp_path / "a.safetensors"
-    save_file(zeroseg_model().state_dict(), path)
-    heads = {"num_heads": 4, "head_heads": 4, "decoder_heads": 4}
-    with refused(ArgumentError, "embed_dim", "32"):
-        create_model("zeroseg", weights=path, embed_dim=16, **heads)
-    assert create_model("zeroseg", weights=path, with_decoder=False, **heads).decoder is None
 
 
 # --- training: views, the cache of the teacher's features, losses, the task ---
@@ -347,20 +294,16 @@ def test_cache_is_kept_apart_by_teacher_views_and_images(tmp_path, change):
     assert len(list(tmp_path.iterdir())) == 1 + (change != "images")
 
 
-@pytest.mark.parametrize("damage", ["cut", "a bit", "a digest"])
-def test_damaged_features_are_computed_again(tmp_path, damage):
+def test_damaged_features_are_computed_again(tmp_path):
     images = random_images(2)
     expected = cached(tmp_path, MeanColours())(images, (0, 1))
     (file,) = tmp_path.iterdir()
     content = file.read_bytes()
-
-    def flipped(place):
-        return content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :]
-
-    changes = {"cut": content[:-2000], "a bit": flipped(100), "a digest": flipped(3)}
-    file.write_bytes(changes[damage])
-    assert torch.equal(cached(tmp_path, MeanColours())(images, (0, 1)), expected)
-    assert file.read_bytes() == content
+    flipped = (content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :] for at in (100, 3))
+    for damaged in (content[:-2000], *flipped):  # cut, a bit of features, of a digest
+        file.write_bytes(damaged)
+        assert torch.equal(cached(tmp_path, MeanColours())(images, (0, 1)), expected)
+        assert file.read_bytes() == content
 
 
 @pytest.mark.parametrize("unit", [False, True])

@@ -6,6 +6,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
 
 from support import golden_encoders as golden
@@ -16,6 +17,8 @@ from support.graph_runs import run_encoder, run_file
 from zsseg_rt import Bundle, Engine, EngineConfig
 from zsseg_rt.errors import ArgumentError, BundleError, CheckpointError, VocabularyError
 from zsseg_rt.export.clip_file import DenseHead, export_clip_file
+from zsseg_rt.export.words import tokenizer_json
+from zsseg_rt.models import from_official, load_clip
 from zsseg_rt.networks import heads, pooled
 from zsseg_rt.networks.aggregating import AggregationConfig
 from zsseg_rt.networks.text import WrittenText
@@ -112,11 +115,9 @@ def test_the_text_tower_gives_the_official_vectors(shared_dir, file, part, tmp_p
     near(run_file(tmp_path / "t.onnx", feeds)["text_embeds"], vectors["text/embeds"])
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("case", CASES[:2])
 def test_torch_gives_the_official_vectors_of_clip(shared_dir, case):
-    torch = pytest.importorskip("torch")
-    from zsseg_rt.models import from_official
-
     c, vectors, weights, _, _ = towers(shared_dir, *case)
     state = {f"module._orig_mod.{k}": torch.from_numpy(v) for k, v in weights.items()}
     state["module._orig_mod.text_model.embeddings.position_ids"] = torch.arange(77)[None]
@@ -130,21 +131,20 @@ def test_torch_gives_the_official_vectors_of_clip(shared_dir, case):
                 pm="l2" if head == "sfp_l2" else None, activation=c["activation"],
                 num_heads=c["vision"]["heads"], text_heads=c["text"]["heads"],
             )  # fmt: skip
-            with torch.no_grad():
-                outputs = model(image, text)
+            outputs = model(image, text)
             near(outputs.mask_logits[0].numpy(), vectors[key], COSINE)
         expected = vectors[f"{size}/image_embeds"]
         near(outputs.cls_embed[0].numpy(), expected / np.linalg.norm(expected), COSINE)
-    with torch.no_grad():
-        near(model.text_encoder(torch.from_numpy(vectors["text/ids"])).numpy(), text.numpy())
+    near(model.text_encoder(torch.from_numpy(vectors["text/ids"])).numpy(), text.numpy())
 
 
-@pytest.mark.parametrize("case", [CASES[0], CASES[2], CASES[3]])
-def test_all_layouts_are_the_same_weights(shared_dir, case):
-    c, _, weights, _, _ = towers(shared_dir, *case)
-    assert c
-    kind, plain = golden.FILES[case[0]], as_clip(dict(weights), "home")
-    other = open_clips(weights, kind)
+SMALL = {"clip": CASES[0], "siglip": CASES[2], "pe": CASES[3]}
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_all_layouts_are_the_same_weights(shared_dir, kind):
+    weights = towers(shared_dir, *SMALL[kind])[2]
+    plain, other = as_clip(dict(weights), "home"), open_clips(weights, kind)
     if kind != "clip":
         listed = json.loads((shared_dir / "specs" / "small_encoders_keys.json").read_text())
         name = "pe_core_s16_384" if kind == "pe" else "siglip2_b16_224"
@@ -163,30 +163,21 @@ def test_all_layouts_are_the_same_weights(shared_dir, case):
         assert not rest
 
 
-@pytest.fixture(scope="module")
-def records(shared_dir):
-    return json.loads((shared_dir / "golden/small_encoders_tokens_public.json").read_text())
-
-
-def test_clips_tokens_are_cut_to_77_and_32(records):
-    from zsseg_rt.export.words import tokenizer_json
-
-    for length in (77, 32):
-        rows = Tokenizer(tokenizer_json(), length).encode([record["text"] for record in records])
-        for row, record in zip(rows, records, strict=True):
-            ids = record[f"clip{length}"]
-            assert list(row) == ids + [0] * (length - len(ids))
-
-
 def gemma_rows(ids):
     ids = [*ids[:63], 1]
     return ids + [0] * (64 - len(ids))
 
 
-def test_texts_of_ten_languages_are_cut_as_gemma_cuts_them(records):
-    texts, model = gemma_model()
+def test_texts_are_cut_as_clip_and_gemma_cut_them(shared_dir):
+    path = shared_dir / "golden/small_encoders_tokens_public.json"
+    records, (texts, model) = json.loads(path.read_text()), gemma_model()
+    for length in (77, 32):
+        rows = Tokenizer(tokenizer_json(), length).encode([record["text"] for record in records])
+        for row, record in zip(rows, records, strict=True):
+            ids = record[f"clip{length}"]
+            assert list(row) == ids + [0] * (length - len(ids))
     tokenizer = GemmaTokenizer(gemma_json(model))
-    assert (len(texts), tokenizer.vocab_size) == (14, 256_000)
+    assert (len(texts), tokenizer.vocab_size) == (14, 256_000)  # of ten languages
     for text, ids in texts.items():
         assert list(tokenizer.encode([text])[0]) == gemma_rows(ids), text
     for record in records:
@@ -197,15 +188,14 @@ def test_texts_of_ten_languages_are_cut_as_gemma_cuts_them(records):
     for text in ("", " ", "...", "!?"):
         with refused(VocabularyError, "class_names"):
             tokenizer.encode([text])
+    for broken in (b"{}", b'{"pieces":["<unk>"],"merges":["a b"]}', b"["):
+        with refused(BundleError, "gemma.json"):
+            GemmaTokenizer(broken)
 
 
-def small_file(shared_dir, folder, kind="clip", **changes):
+def small_file(shared_dir, folder, kind="clip"):
     """Weights of a small model in its home layout; SigLIP's with a tokenizer of its size."""
-    file = {"clip": "hfclip_small_public.npz", "siglip": "siglip_small_public.npz"}.get(
-        kind, "pe_small_public.npz"
-    )
-    _, _, weights, _, _ = towers(shared_dir, file, "a" if kind == "clip" else "")
-    weights = {k: v for k, v in {**weights, **changes}.items() if v is not None}
+    weights = towers(shared_dir, *SMALL[kind])[2]
     folder.mkdir(exist_ok=True)
     save_file({k: np.ascontiguousarray(v) for k, v in weights.items()}, folder / "m.safetensors")
     if kind == "siglip":
@@ -216,29 +206,34 @@ def small_file(shared_dir, folder, kind="clip", **changes):
 HEADS = {"num_heads": 4, "text_heads": 4}
 
 
-@pytest.mark.parametrize("kind", ["clip", "pe", "siglip"])
+# Architecture, scale, context, mean of red, and the activation that is known.
+SHOWN = {
+    "clip": ("dense_clip naclip", 40, 77, 0.48145466, None),
+    "pe": ("pe_core value_mlp", 50, 32, 0.5, "gelu"),
+    "siglip": ("siglip value_mlp", 110, 64, 0.5, "gelu_tanh"),
+}
+
+
+@pytest.mark.parametrize("kind", SHOWN)
 def test_a_file_becomes_a_bundle_that_takes_words(shared_dir, kind, tmp_path):
     file, out = small_file(shared_dir, tmp_path / "in", kind), tmp_path / "a.zsseg"
     activation = "gelu" if kind == "clip" else None
     head = DenseHead(size_hw=(96, 160), activation=activation, **HEADS)
     export_clip_file(file, out, head, templates=["{}"])
-    bundle = Bundle.load(out)
+    bundle, tower = Bundle.load(out), read_clip(file)
     bundle.verify()
-    shown = {"clip": "dense_clip naclip", "pe": "pe_core value_mlp", "siglip": "siglip value_mlp"}
-    assert bundle.architecture == shown[kind]
-    assert bundle.head.logit_scale == pytest.approx({"clip": 40, "pe": 50, "siglip": 110}[kind])
-    assert bundle.text.context_length == {"clip": 77, "pe": 32, "siglip": 64}[kind]
-    assert bundle.preprocess.mean[0] == pytest.approx(0.48145466 if kind == "clip" else 0.5)
+    shown = (
+        bundle.architecture, pytest.approx(bundle.head.logit_scale), bundle.text.context_length,
+        pytest.approx(bundle.preprocess.mean[0]), tower.known_activation(),
+    )  # fmt: skip
+    assert shown == SHOWN[kind]
+    assert tower.kind == kind
     config = EngineConfig(device="cpu", precision="float32", use_cache=False)
     with Engine(bundle, config) as engine:
         names = ["zdjęcie chodnika", "歩道の写真"] if kind == "siglip" else ["cat", "dog"]
         vocabulary = engine.set_classes(names)
         assert engine.segment(np.zeros((48, 64, 3), np.uint8)).labels.shape == (48, 64)
         assert engine.self_check().passed
-    tower = read_clip(file)
-    assert (tower.kind, tower.known_activation()) == (
-        kind, {"clip": None, "pe": "gelu", "siglip": "gelu_tanh"}[kind],
-    )  # fmt: skip
     if kind == "siglip":
         tokenizer = GemmaTokenizer(out / "gemma.json")
         rows = tower.text["token_embedding.weight"][tokenizer.encode(names)]
@@ -266,9 +261,6 @@ def test_settings_come_from_the_files_beside_the_weights(shared_dir, tmp_path):
     bundle = Bundle.load(tmp_path / "a.zsseg")
     assert bundle.provenance["activation"] == "gelu"
     assert bundle.preprocess.mean == (0.1, 0.2, 0.3)
-    torch = pytest.importorskip("torch")
-    from zsseg_rt.models import load_clip
-
     weights = load_clip(file)
     assert weights.settings[:3] == ("gelu", 4, 4)
     tensors = {k: torch.from_numpy(v) for k, v in towers(shared_dir, *CASES[0])[2].items()}
@@ -339,31 +331,24 @@ def test_shards_and_heads_of_other_models_are_refused(shared_dir, tmp_path):
     with refused(ArgumentError, "head"):
         head = DenseHead(head="value_mlp", activation="gelu", **HEADS)
         export_clip_file(file, tmp_path / "a.zsseg", head)
-    pytest.importorskip("torch")
-    from zsseg_rt.models import load_clip
-
     with refused(CheckpointError, "m.safetensors", "PE-Core"):  # training takes a CLIP alone
         load_clip(small_file(shared_dir, tmp_path, "pe"))
 
 
 def test_a_tokenizer_of_another_size_is_refused(shared_dir, tmp_path):
     file, head = small_file(shared_dir, tmp_path, "siglip"), DenseHead(size_hw=(96, 96), **HEADS)
-    place = tmp_path / "tokenizer.json"
-    model = {**gemma_model()[1]}
+    place, model = tmp_path / "tokenizer.json", gemma_model()[1]
     for broken in (
-        {**model, "vocab": {**model["vocab"], "<more>": 256_000}},
-        {**model, "type": "WordPiece"},
-        {**model, "vocab": {"<unk>": 1}},
+        {"vocab": {**model["vocab"], "<more>": 256_000}},
+        {"type": "WordPiece"},
+        {"vocab": {"<unk>": 1}},
+        None,
     ):
-        place.write_text(json.dumps({"model": broken}))
+        place.unlink()
+        if broken is not None:
+            place.write_text(json.dumps({"model": model | broken}))
         with refused(CheckpointError, "tokenizer"):
             export_clip_file(file, tmp_path / "a.zsseg", head)
-    place.unlink()
-    with refused(CheckpointError, "tokenizer"):
-        export_clip_file(file, tmp_path / "a.zsseg", head)
-    for broken in (b"{}", b'{"pieces":["<unk>"],"merges":["a b"]}', b"["):
-        with refused(BundleError, "gemma.json"):
-            GemmaTokenizer(broken)
 
 
 @pytest.mark.parametrize(("scale", "activation"), [(1.0, "quick_gelu"), (1 / 3, None)])
