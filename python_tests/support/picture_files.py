@@ -6,31 +6,26 @@ import zlib
 import cv2
 import numpy as np
 
-from zsseg_rt.photos import read_header
-
 
 def png(width, height, *, depth=8, colour=0, rows=b""):
     """A PNG that claims a size; ``rows`` are what its pixels inflate to."""
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    parts = [(b"IHDR", header), (b"IDAT", zlib.compress(rows, 9)), (b"IEND", b"")]
-    chunks = [
-        struct.pack(">I", len(content))
-        + kind
-        + content
-        + struct.pack(">I", zlib.crc32(kind + content))
-        for kind, content in parts
-    ]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+    parts = b"IHDR" + header, b"IDAT" + zlib.compress(rows, 9), b"IEND"
+    return b"\x89PNG\r\n\x1a\n" + b"".join(map(png_part, parts))
 
 
-def tiff(tags, order="<", big=False):
+def png_part(content):
+    """Its kind and data, with length and checksum."""
+    return struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
+
+
+def tiff(tags, big=False):
     """The header of a TIFF, or BigTIFF, with tags of one number each."""
-    mark = b"II" if order == "<" else b"MM"
     if big:
-        data = mark + struct.pack(f"{order}HHHQQ", 43, 8, 0, 16, len(tags))
-        return data + b"".join(struct.pack(f"{order}HHQQ", tag, 16, 1, v) for tag, v in tags)
-    data = mark + struct.pack(f"{order}HIH", 42, 8, len(tags))
-    return data + b"".join(struct.pack(f"{order}HHII", tag, 4, 1, v) for tag, v in tags)
+        data = b"II" + struct.pack("<HHHQQ", 43, 8, 0, 16, len(tags))
+        return data + b"".join(struct.pack("<HHQQ", tag, 16, 1, v) for tag, v in tags)
+    data = b"II" + struct.pack("<HIH", 42, 8, len(tags))
+    return data + b"".join(struct.pack("<HHII", tag, 4, 1, v) for tag, v in tags)
 
 
 def tiff_of(samples, colours, *, order="<", big=False, planes=False, tile=0, zipped=False, **more):
@@ -60,12 +55,10 @@ def tiff_of(samples, colours, *, order="<", big=False, planes=False, tile=0, zip
     ends = np.cumsum([start, *map(len, contents)])
     tags |= {place: ends[:-1].tolist(), lengths: [len(content) for content in contents]}
     body, rows, inline = b"".join(contents), b"", struct.calcsize(letter)
-    for tag in sorted(tags):
-        values = tags[tag]
-        packed = values if isinstance(values, bytes) else struct.pack(
-            f"{order}{len(values)}{letter}", *values
-        )  # fmt: skip
-        code = 2 if isinstance(values, bytes) else kind
+    for tag, values in sorted(tags.items()):
+        code, packed = 2, values
+        if not isinstance(values, bytes):
+            code, packed = kind, struct.pack(f"{order}{len(values)}{letter}", *values)
         if len(packed) > inline:
             packed, body = struct.pack(order + letter, start + len(body)), body + packed
         rows += struct.pack(order + ("HHQ" if big else "HHI"), tag, code, len(values)) + packed
@@ -74,27 +67,6 @@ def tiff_of(samples, colours, *, order="<", big=False, planes=False, tile=0, zip
                        start + len(body))  # fmt: skip
     count = struct.pack(order + ("Q" if big else "H"), len(tags))
     return mark + head + body + count + rows + bytes(inline)
-
-
-def exif(orientation):
-    """EXIF data of an orientation alone."""
-    return b"II*\0\x08\0\0\0\1\0" + struct.pack("<HHIHH", 274, 3, 1, orientation, 0) + bytes(4)
-
-
-def with_exif(data, content):
-    """A JPEG, PNG or simple WebP with EXIF data."""
-    if data[:2] == b"\xff\xd8":
-        part = b"Exif\0\0" + content
-        return data[:2] + b"\xff\xe1" + struct.pack(">H", len(part) + 2) + part + data[2:]
-    if data[:4] == b"RIFF":
-        height, width = read_header(data).size_hw
-        sides = b"".join((side - 1).to_bytes(3, "little") for side in (width, height))
-        parts = b"VP8X" + struct.pack("<II", 10, 8) + sides + data[12:]
-        parts += b"EXIF" + struct.pack("<I", len(content)) + content
-        return b"RIFF" + struct.pack("<I", len(parts) + 4) + b"WEBP" + parts
-    part = b"eXIf" + content
-    part = struct.pack(">I", len(content)) + part + struct.pack(">I", zlib.crc32(part))
-    return data[:33] + part + data[33:]
 
 
 BOMBS = {

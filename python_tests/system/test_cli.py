@@ -92,6 +92,10 @@ def test_folder_glob_and_broken_photo(photo, colour_bundle, tmp_path, capsys):
     pattern = photo.parent / "*.png"
     second = write_photo(tmp_path / "b" / photo.name, "blue")  # has a name that is taken
     call = ("segment", pattern, second, "-b", colour_bundle, "--class", "red", "-o", tmp_path)
+    assert run(*call, "--max-pixels", 1000) == 1
+    printed = capsys.readouterr().out.replace("\n", "")
+    assert "flag.png: expected at most 1000 pixels, got 60x30 = 1800" in printed
+    assert len(list(tmp_path.glob("*.mask.png"))) == 2
     assert run(*call) == 0
     assert len(list(tmp_path.glob("*.mask.png"))) == 3
 

@@ -10,17 +10,11 @@ import pytest
 
 from support.errors import refused
 from support.fakes import edit_manifest, write_fake_bundle
-from zsseg_rt import (
-    Bundle,
-    BundleError,
-    BundleVersionError,
-    Engine,
-    EngineConfig,
-    PrecisionNotApplied,
-)
+from zsseg_rt import Bundle, Engine, EngineConfig
 from zsseg_rt.bundles.bundle import FORMAT_VERSION
 from zsseg_rt.bundles.specs import FAMILIES
 from zsseg_rt.common.arrays import TensorSpec
+from zsseg_rt.errors import BundleError, BundleVersionError, PrecisionNotApplied
 from zsseg_rt.runtime.families.base import bucket_of
 from zsseg_rt.runtime.families.registry import create_family
 
@@ -60,29 +54,23 @@ WILD = {
 }
 
 
-@pytest.mark.parametrize("content", WILD.values(), ids=WILD)
-def test_wild_json_is_refused_by_name(root, content):
-    (root / "bundle.json").write_bytes(content)
+@pytest.mark.parametrize("name", WILD)
+def test_wild_json_is_refused_by_name(root, name):
+    (root / "bundle.json").write_bytes(WILD[name])
     with refused(BundleError, None, "bundle.json"):
         Bundle.load(root)
 
 
-def test_a_manifest_is_not_read_without_limit(root):
+def test_what_is_no_bundle_or_a_newer_one_is_refused(root):
+    for name in ("gone.zsseg", "", "x" * 300, "a\0b"):
+        with pytest.raises(BundleError):
+            Bundle.load(root.parent / name)
+    edit_manifest(root, ("format_version",), 2)
+    with refused(BundleVersionError, None, "1", "2", "zsseg_rt"):
+        Bundle.load(root)
     with (root / "bundle.json").open("r+b") as stream:
         stream.truncate(1 << 40)
     with refused(BundleError, None, "bundle.json", "16777216", "1099511627776"):
-        Bundle.load(root)
-
-
-@pytest.mark.parametrize("name", ["gone.zsseg", "", "x" * 300, "a\0b"])
-def test_what_is_no_bundle_is_refused(tmp_path, name):
-    with pytest.raises(BundleError):
-        Bundle.load(tmp_path / name)
-
-
-def test_newer_format(root):
-    edit_manifest(root, ("format_version",), 2)
-    with refused(BundleVersionError, None, "1", "2", "zsseg_rt"):
         Bundle.load(root)
 
 
@@ -161,7 +149,7 @@ def test_absent_precision_names_what_is_there(root):
 
 FOLDER = Path(__file__).parents[1] / "bundles"
 BUNDLES = sorted(FOLDER.glob("v*/*.zsseg"))
-CPU = {"device": "cpu", "precision": "float32", "use_cache": False}
+CPU = EngineConfig(device="cpu", precision="float32", use_cache=False)
 
 
 def test_every_version_is_kept():
@@ -170,79 +158,56 @@ def test_every_version_is_kept():
     assert {path.stem for path in BUNDLES if path.parent.name == "v1"} == set(FAMILIES)
 
 
-@pytest.mark.parametrize("path", BUNDLES, ids=lambda p: f"{p.parent.name}-{p.stem}")
-def test_old_bundle_still_runs(path):
-    bundle = Bundle.load(path)
-    bundle.verify()
-    with Engine(bundle, EngineConfig(**CPU)) as engine:
-        report = engine.self_check()
-        assert report.passed, report.first_failure
-        names = list(bundle.text_bank.names)[:3]
-        engine.set_classes(names)
-        labels = engine.segment(np.zeros((30, 40, 3), np.uint8)).labels
-    assert labels.max() < 3
-
-
-def stored_inputs(name):
-    """Bundle, class names and frames of what ``labels.npz`` holds."""
-    path = FOLDER / "v1" / f"{name}.zsseg"
+def labels_of(path):
+    """Label maps of a stored bundle as of now, by their key in ``labels.npz``."""
     with np.load(path / "golden.npz") as golden:
         frame = golden["frame"]
     blocks = np.random.RandomState(0).randint(0, 256, (5, 6, 3)).astype(np.uint8)
-    blocks = blocks.repeat(24, 0).repeat(30, 1)
-    return path, list(Bundle.load(path).text_bank.names), [frame, blocks]
-
-
-def labels_of(name):
-    """Label maps of a family's stored bundle as of now, by its key in ``labels.npz``."""
-    path, names, frames = stored_inputs(name)
-    with Engine(path, EngineConfig(**CPU)) as engine:
-        engine.set_classes(names)
+    frames = frame, blocks.repeat(24, 0).repeat(30, 1)
+    with Engine(path, CPU) as engine:
+        report = engine.self_check()
+        assert report.passed, report.first_failure
+        engine.set_classes(list(engine.bundle.text_bank.names))
         return {
-            f"{name}.{index}.{threshold}": engine.segment(frame, unknown_below=threshold).labels
-            for index, frame in enumerate(frames)
+            f"{path.stem}.{index}.{threshold}": engine.segment(one, unknown_below=threshold).labels
+            for index, one in enumerate(frames)
             for threshold in (0.0, 0.3)
         }
 
 
-@pytest.mark.parametrize("name", sorted(FAMILIES))
-def test_labels_are_those_of_version_0_1(name):
+@pytest.mark.parametrize("path", BUNDLES, ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_an_old_bundle_s_labels_are_those_of_its_version(path):
     """Equal bit for bit: no pixel here is so near a tie that another backend labels it otherwise.
 
     ``labels.npz`` was written by version 0.1 with OpenVINO; ONNX Runtime in the place of OpenVINO,
     and backend torch where it runs the graphs, gave the same. :func:`labels_of` makes those of a
     new family, which are added to the file.
     """
-    with np.load(FOLDER / "v1" / "labels.npz") as stored:
-        for key, labels in labels_of(name).items():
+    Bundle.load(path).verify()
+    with np.load(path.parent / "labels.npz") as stored:
+        for key, labels in labels_of(path).items():
             np.testing.assert_array_equal(labels, stored[key])
 
 
-def stored_as(tmp_path, family, name="dense", **changes):
-    """A copy of a stored bundle that names another family, with changes to its head."""
-    path = Path(shutil.copytree(FOLDER / "v1" / f"{name}.zsseg", tmp_path / f"{family}.zsseg"))
-    manifest = json.loads((path / "bundle.json").read_text())
-    manifest["family"] = family
-    manifest["head"].update(changes)
-    (path / "bundle.json").write_text(json.dumps(manifest))
+def stored(path, **changes):
+    """A copy of the stored bundle of a descriptor, with changes to its head."""
+    shutil.copytree(FOLDER / "v1" / "descriptor.zsseg", path)
+    for key, value in changes.items():
+        edit_manifest(path, ("head", key), value)
     return path
 
 
 def test_what_is_retired_is_refused_and_nothing_of_it_is_read(tmp_path):
     """Earlier versions could blend masks with cosines, and wrote null where they did not."""
-    rule, kind = {"seen_weight": 0.0, "unseen_weight": 0.4, "scale": 5.0}, "descriptor"
-    with pytest.raises(BundleError, match=r"bundle.json.head: cosine: .* Export the bundle again"):
-        Bundle.load(stored_as(tmp_path / "blended", kind, kind, cosine=rule))
-    with pytest.raises(BundleError, match=r"head: window_batch: .* Export the bundle again"):
-        Bundle.load(stored_as(tmp_path / "batches", kind, kind, window_batch=4))
-    Bundle.load(stored_as(tmp_path / "one", kind, kind, window_batch=1))
-    plain = Bundle.load(stored_as(tmp_path / "plain", kind, kind, cosine=None))
-    assert plain.head == Bundle.load(FOLDER / "v1" / f"{kind}.zsseg").head
-
-
-def test_a_grid_that_the_graphs_do_not_have_is_refused(tmp_path):
-    with refused(BundleError, None, "grid_hw"):
-        Engine(stored_as(tmp_path, "descriptor", "descriptor", grid_hw=[4, 9]), EngineConfig(**CPU))
+    rule = {"seen_weight": 0.0, "unseen_weight": 0.4, "scale": 5.0}
+    for name, value in (("cosine", rule), ("window_batch", 4)):
+        with pytest.raises(BundleError, match=rf"json.head: {name}: .* Export the bundle again"):
+            Bundle.load(stored(tmp_path / name, **{name: value}))
+    Bundle.load(stored(tmp_path / "one", window_batch=1))
+    plain = Bundle.load(stored(tmp_path / "plain", cosine=None))
+    assert plain.head == Bundle.load(FOLDER / "v1" / "descriptor.zsseg").head
+    with refused(BundleError, None, "grid_hw"):  # not that of its graphs
+        Engine(stored(tmp_path / "grid", grid_hw=[4, 9]), CPU)
 
 
 @pytest.mark.parametrize(
@@ -251,21 +216,14 @@ def test_a_grid_that_the_graphs_do_not_have_is_refused(tmp_path):
      ("zegclip", {"independent_queries": False}, 3)],
 )  # fmt: skip
 def test_captures_share_rows_where_queries_are_independent(tmp_path, architecture, stated, rows):
-    bundle = Bundle.load(stored_as(tmp_path, "descriptor", "descriptor", **stated))
-    family = create_family(replace(bundle, architecture=architecture), EngineConfig(**CPU))
+    bundle = Bundle.load(stored(tmp_path / "stated", **stated))
+    family = create_family(replace(bundle, architecture=architecture), CPU)
     assert family.rows_for(3) == rows
     assert ("independent_queries" in bundle.to_manifest()["head"]) == bool(stated)
 
 
-@pytest.mark.parametrize(
-    ("phrases", "most", "rows"),
-    [
-        (8, 1024, 8),
-        (9, 1024, 16),
-        (254, 1024, 254),  # the most classes whose labels are bytes
-        (255, 1024, 512),
-        (600, 1000, 1000),  # no more than the bundle takes
-    ],
-)
-def test_buckets(phrases, most, rows):
-    assert bucket_of(phrases, most) == rows
+def test_buckets():
+    """254 are the most classes whose labels are bytes; there are no more rows than classes."""
+    for phrases, most, rows in ((8, 1024, 8), (9, 1024, 16), (254, 1024, 254),
+                                (255, 1024, 512), (600, 1000, 1000)):  # fmt: skip
+        assert bucket_of(phrases, most) == rows
