@@ -1,12 +1,15 @@
 """A bundle as a Triton model: the files that are written, and what they do when Triton calls."""
 
 import contextlib
+import json
+import re
+import runpy
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from support import triton_stand_in as triton
 from support.command_line import run
 from support.errors import refused
 from zsseg_rt import Bundle, Engine, EngineConfig
@@ -24,11 +27,57 @@ from zsseg_rt.integrations.triton import write_triton_model
 CPU = {"use_cache": False, "num_threads": 1}
 
 
+class Tensor:
+    def __init__(self, name, array):
+        assert array.flags.c_contiguous
+        self.name, self.as_numpy = lambda: name, lambda: array
+
+
+class TritonError:
+    INVALID_ARG = 4
+
+    def __init__(self, message, code):
+        self.message, self.code = lambda: message, lambda: code
+
+
+class InferenceResponse:
+    def __init__(self, output_tensors=(), error=None):
+        self.output_tensors, self.error = lambda: list(output_tensors), lambda: error
+
+
 @pytest.fixture(autouse=True)
 def backend_utils(monkeypatch):
-    module = triton.backend_utils()
+    """Stands for the module that is built into Triton; ``test_triton_server.py`` uses that."""
+    find = lambda asked, name: next((one for one in asked.inputs() if one.name() == name), None)  # noqa: E731
+    module = SimpleNamespace(
+        Tensor=Tensor, TritonError=TritonError, InferenceResponse=InferenceResponse,
+        get_input_tensor_by_name=find,
+    )  # fmt: skip
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", module)
     return module
+
+
+def request(frame, class_names=None):
+    """A client's request; texts arrive as bytes."""
+    inputs = [Tensor("frame", frame)]
+    if class_names is not None:
+        texts = np.array([name.encode() for name in class_names], np.object_)
+        inputs.append(Tensor("class_names", texts))
+    return SimpleNamespace(inputs=lambda: inputs)
+
+
+def read_config(folder):
+    """The parts of a ``config.pbtxt`` that a model looks at, as Triton's JSON has them."""
+    text = (folder / "config.pbtxt").read_text(encoding="utf-8")
+    pattern = r'^parameters \{ key: "(\w+)"  value \{ string_value: ("(?:[^"\\]|\\.)*") \} \}$'
+    outputs = text[text.index("\noutput [") : text.index("\ninstance_")]
+    return {
+        # The escapes that are written, of quotes and backslashes, mean the same in JSON.
+        "parameters": {key: {"string_value": json.loads(value)}
+                       for key, value in re.findall(pattern, text, re.MULTILINE)},
+        "output": [{"name": name, "data_type": kind}
+                   for name, kind in re.findall(r'name: "(\w+)"  data_type: (\w+)', outputs)],
+    }  # fmt: skip
 
 
 @pytest.fixture
@@ -40,8 +89,13 @@ def started(colour_bundle, tmp_path):
             folder = write_triton_model(colour_bundle, tmp_path / "repository", **settings)
             config = folder / "config.pbtxt"
             config.write_text(edit(config.read_text()))
-            model = triton.load_model(folder)
-            model.initialize(triton.arguments(folder, kind))
+            model = runpy.run_path(str(folder / "1" / "model.py"))["TritonPythonModel"]()
+            arguments = {
+                "model_config": json.dumps(read_config(folder)), "model_instance_kind": kind,
+                "model_instance_device_id": "0", "model_repository": str(folder),
+                "model_version": "1",
+            }  # fmt: skip
+            model.initialize(arguments)
             opened.callback(model.finalize)
             return model
 
@@ -55,8 +109,7 @@ def frame():
 
 
 def answer(model, frame, class_names=None):
-    (response,) = model.execute([triton.request(frame, class_names)])
-    assert not response.has_error(), response.error().message()
+    (response,) = model.execute([request(frame, class_names)])
     outputs = {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()}
     assert outputs.keys() == {"labels", "names"}
     return outputs["labels"], [name.decode() for name in outputs["names"]]
@@ -118,10 +171,8 @@ def test_each_request_has_its_own_classes(started, colour_bundle, frame, kind):
             assert 0 < (labels == 255).mean() < 1
             expected.append(np.where(labels == 255, dtype.type(np.iinfo(dtype).max), labels))
     typed = '"labels"  data_type: TYPE_'
-    model = started(
-        lambda text: text.replace(f"{typed}UINT8", typed + kind), classes=["red", "blue"],
-        engine=engine,
-    )  # fmt: skip
+    edit = lambda text: text.replace(f"{typed}UINT8", typed + kind)  # noqa: E731
+    model = started(edit, classes=["red", "blue"], engine=engine)
     for asked, shown, labels in (
         (None, ["red", "blue"], expected[0]),
         (["green, white", "red"], ["green", "red"], expected[1]),
@@ -131,34 +182,27 @@ def test_each_request_has_its_own_classes(started, colour_bundle, frame, kind):
         np.testing.assert_array_equal(result, labels)
 
 
-@pytest.mark.parametrize(
-    ("class_names", "message"),
-    [
+def test_wrong_names_are_the_client_s_fault(started, frame):
+    model, sound = started(), request(frame[::2].copy(), ["red"])
+    for class_names, message in (
         (None, "class_names: expected names, got none, and config.pbtxt has no default"),
         ([], "class_names: expected at least one class"),
         ([" , "], "class_names: expected a name, got ' , '"),
         (["red", "red"], "class_names: expected every name once"),
         (["a\x00"], "class_names[0]: expected plain text"),
-    ],
-)
-def test_wrong_names_are_the_client_s_fault(started, frame, class_names, message):
-    questions = [triton.request(frame, class_names), triton.request(frame[::2].copy(), ["red"])]
-    wrong, sound = started().execute(questions)
-    assert wrong.error().message().startswith(message)
-    assert wrong.error().code() == triton.TritonError.INVALID_ARG
-    assert sound.output_tensors()[0].as_numpy().shape == frame[::2].shape[:2]
+    ):
+        wrong, other = model.execute([request(frame, class_names), sound])
+        assert wrong.error().message().startswith(message)
+        assert wrong.error().code() == TritonError.INVALID_ARG
+        assert other.output_tensors()[0].as_numpy().shape == frame[::2].shape[:2]
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "argument"),
-    [
-        ('"labels"  data_type: TYPE_UINT8', '"labels"  data_type: TYPE_FP32', "labels"),
-        ("use_cache", "EngineConfig", "EngineConfig"),
-        ('string_value: "{', 'string_value: "', "engine"),
-        ('string_value: "[', 'string_value: "', "class_names"),
-    ],
-    ids=["type", "setting", "engine", "classes"],
-)
+@pytest.mark.parametrize(("old", "new", "argument"), [
+    ('"labels"  data_type: TYPE_UINT8', '"labels"  data_type: TYPE_FP32', "labels"),
+    ("use_cache", "EngineConfig", "EngineConfig"),
+    ('string_value: "{', 'string_value: "', "engine"),
+    ('string_value: "[', 'string_value: "', "class_names"),
+])  # fmt: skip
 def test_a_wrong_config_is_named(started, old, new, argument):
     with refused(ConfigError, argument):
         started(lambda text: text.replace(old, new), classes=["red"])
@@ -181,9 +225,9 @@ def test_export_writes_a_model(colour_bundle, tmp_path, capsys):
     options = ("--classes", "red, blue", "--threads", 1, "--name", "street")
     assert run("export", colour_bundle, "--triton", tmp_path, *options) == 0
     assert f"wrote {tmp_path / 'street'}" in capsys.readouterr().out
-    config = triton.read_config(tmp_path / "street" / "config.pbtxt")
-    assert config["parameters"]["class_names"]["string_value"] == '["red", "blue"]'
-    assert '"num_threads": 1' in config["parameters"]["engine"]["string_value"]
+    parameters = read_config(tmp_path / "street")["parameters"]
+    assert parameters["class_names"]["string_value"] == '["red", "blue"]'
+    assert '"num_threads": 1' in parameters["engine"]["string_value"]
     assert run("export", f"--triton={tmp_path}", colour_bundle) == 0
     assert run("export", "triton", colour_bundle, "--out", tmp_path / "more") == 0
     assert run("export", colour_bundle, "--triton", tmp_path) == 1
