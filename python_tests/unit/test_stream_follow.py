@@ -1,9 +1,11 @@
 """Labels that motion carries: to where things are, said to be moved, and never to other frames."""
 
+import contextlib
 import threading
 import time
 from dataclasses import replace
 from functools import partial
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 
 from support.errors import refused
 from support.streams import Script, wait_until
-from zsseg_rt.errors import ArgumentError, ShapeError
+from zsseg_rt.errors import ArgumentError
 from zsseg_rt.results.segmentation import Frame, Segmentation
 from zsseg_rt.runtime.frame_memory import Glance, LabelMover, Way, follow_size
 from zsseg_rt.stream.follow import Following, KeyFrames, NewestFrames, following_of
@@ -90,11 +92,10 @@ def test_labels_move_with_what_they_name(dtype, steps):
 @pytest.mark.parametrize("times", [1, 5])
 def test_noise_moves_nothing(times):
     rng = np.random.default_rng(1)
-    image, labels = (one.repeat(times, 0).repeat(times, 1)
-                       for one in (window(SCENE), window(STRIPES)))  # fmt: skip
+    image, labels = (window(one).repeat(times, 0).repeat(times, 1) for one in (SCENE, STRIPES))
     labels[::2, ::3] += 1  # of every pixel's own
-    still = [np.clip(image + rng.normal(0, 3, image.shape), 0, 255).astype(np.uint8)
-             for _ in range(9)]  # fmt: skip
+    noise = rng.normal(0, 3, (9, *image.shape))
+    still = np.clip(image + noise, 0, 255).astype(np.uint8)
     assert (moved(still, labels) == labels).mean() > 0.999
 
 
@@ -110,9 +111,8 @@ class SlowNetwork:
     """Labels when told to, and says that each frame took 0.27 s."""
 
     def __init__(self, **settings):
-        self.version = 1
+        self.version, self.newest = 1, None
         self.labelled, self.begun, self.free = [], [], threading.Semaphore(0)
-        self.newest = None
         self.frames = NewestFrames(self.label, Following(**settings), lambda: self.version)
 
     def label(self, frame):
@@ -120,8 +120,6 @@ class SlowNetwork:
         self.begun.append(frame)
         assert self.free.acquire(timeout=LONG)
         self.labelled.append(frame.index)
-        if frame.image.shape[0] == 1:
-            raise ShapeError("frame: expected more rows")
         return label(frame, version, 270.0)
 
     def next(self, frame, labels=0):
@@ -141,8 +139,15 @@ class SlowNetwork:
         wait_until(lambda: self.newest in self.begun)
 
 
-def test_every_frame_gets_labels_while_the_network_has_another():
-    network = SlowNetwork()
+@pytest.fixture
+def network(request):
+    slow = SlowNetwork(**getattr(request, "param", {}))
+    yield slow
+    slow.free.release(9)
+    slow.frames.close()
+
+
+def test_every_frame_gets_labels_while_the_network_has_another(network):
     first = network.next(frame_at(0), labels=1)
     assert (first.moved_from, first.scores is None) == (None, False)
     for index in range(1, 9):
@@ -159,8 +164,6 @@ def test_every_frame_gets_labels_while_the_network_has_another():
     seg = network.next(frame_at(10, 30), labels=1)
     assert seg.moved_from == 8  # it took the newest one at once, before frame 9 came
     assert wrong(seg.labels, 30) < 0.1
-    network.free.release(9)
-    network.frames.close()
 
 
 def test_a_network_that_keeps_up_labels_each_frame_itself():
@@ -170,80 +173,59 @@ def test_a_network_that_keeps_up_labels_each_frame_itself():
     frames.close()
 
 
-def test_a_first_label_that_took_seconds_is_carried_over_what_was_dropped_meanwhile():
-    network = SlowNetwork()
+def test_a_first_label_that_took_seconds_is_carried_over_what_was_dropped_meanwhile(network):
     network.next(frame_at(0), labels=1)
     late = replace(frame_at(100, 3), captured_at=100 / 30)  # 3.3 s later
     assert network.next(late).moved_from == 0
-    network.free.release(9)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"hw": (90, 160)},
-        {"rate": -30.0},  # time goes back
-        {"rate": 0.5},  # or leaps
-    ],
-)
-def test_a_frame_that_does_not_follow_gets_labels_of_its_own(change):
-    network = SlowNetwork()
+# Another size, and time that goes back or leaps.
+@pytest.mark.parametrize("change", [{"hw": (90, 160)}, {"rate": -30.0}, {"rate": 0.5}])
+def test_a_frame_that_does_not_follow_gets_labels_of_its_own(change, network):
     network.next(frame_at(0), labels=1).labels[:] = 77  # the caller's own: carried nowhere
     assert 77 not in network.next(frame_at(1, 3)).labels
     odd = frame_at(2, 6, **change)
     seg = network.next(odd, labels=2)  # those of frame 1 are of no use any more
     assert (seg.moved_from, seg.frame) == (None, odd)
     assert seg.labels.shape == odd.image.shape[:2]
-    network.free.release(9)
 
 
-def test_other_classes_begin_anew():
-    network = SlowNetwork()
+def test_other_classes_begin_anew(network):
     network.next(frame_at(0), labels=1)
     assert network.next(frame_at(1, 3)).vocabulary_version == 1
     network.wait_until_begun()  # with the old ones
     network.version = 2
     seg = network.next(frame_at(2, 6), labels=2)
     assert (seg.moved_from, seg.vocabulary_version) == (None, 2)
-    network.free.release(9)
 
 
-@pytest.mark.parametrize("holds", [False, True])
-def test_after_a_cut_labels_are_unknown_or_held_until_there_are_new_ones(holds):
-    network = SlowNetwork(holds=holds)
+@pytest.mark.parametrize(
+    ("network", "holds"), [({}, False), ({"holds": True}, True)], indirect=["network"]
+)
+def test_after_a_cut_labels_are_unknown_or_held_until_there_are_new_ones(network, holds):
     first = network.next(frame_at(0), labels=1)
     seg = network.next(frame_at(1, image=scene(5)))
     network.wait_until_begun()
     assert (seg.labels == (first.labels if holds else 255)).all()
     assert network.next(frame_at(2, image=scene(5)), labels=1).moved_from == 1
-    network.free.release(9)
 
 
-def test_sources_share_the_network_and_keep_their_own_labels():
-    network = SlowNetwork()
+def test_sources_share_the_network_and_keep_their_own_labels(network):
     network.next(frame_at(0), labels=1)
     seg = network.next(frame_at(0, source="b"), labels=1)
     assert (seg.moved_from, seg.frame.source) == (None, "b")
     segs = [network.next(frame_at(n, 3 * n, source=s)) for n in (1, 2) for s in ("cam", "b")]
     assert [(seg.frame.source, seg.moved_from) for seg in segs] == [("cam", 0), ("b", 0)] * 2
-    network.free.release(9)
 
 
-def key_frames(frames, every=4, **settings):
+def key_frames(frames, every=4):
     """Results and the frames that were labelled."""
-    labelled, waiting = [], iter(frames)
-
-    def work(frame):
-        labelled.append(frame.index)
-        return label(frame)
-
-    keys = KeyFrames(work, Following(every=every, **settings))
-    segs = []
-    while True:
-        try:
+    work, waiting, segs = Mock(side_effect=label), iter(frames), []
+    keys = KeyFrames(work, Following(every=every))
+    with contextlib.suppress(StopIteration):
+        while True:
             segs.append(keys.next(waiting.__next__))
-        except StopIteration:
-            return segs, labelled
+    return segs, [call.args[0].index for call in work.call_args_list]
 
 
 def test_frames_between_take_the_nearer_labels():
@@ -266,15 +248,13 @@ def test_no_label_goes_to_another_size_or_over_a_leap():
     assert [seg.labels.shape for seg in segs] == [HW] * 4 + [small] * 3
 
 
-def camera(count, then, *, paced=False):
+def camera(count, then, seconds=0.0):
     """A camera that says nothing more after its frames."""
 
     def picture(index):
-        if paced:
-            time.sleep(0.02)
-        frame = frame_at(index, 3 * index)
-        at = time.monotonic() if paced else frame.captured_at
-        return Picture(image=frame.image, captured_at=at, clock="arrival")
+        time.sleep(seconds)
+        at = time.monotonic() if seconds else index / 30
+        return Picture(image=window(SCENE, 3 * index), captured_at=at, clock="arrival")
 
     return Script("cam", [*(partial(picture, index) for index in range(count)), then])
 
@@ -307,7 +287,7 @@ def test_a_live_stream_gives_out_more_than_it_labels():
         then.wait(0.2)
         return unlabelled(image)
 
-    with Stream([camera(40, then, paced=True)], segment, following=Following()) as stream:
+    with Stream([camera(40, then, 0.02)], segment, following=Following()) as stream:
         segs = [next(stream) for _ in range(20)]
         stats = stream.stats()["cam"]
         assert stats.given_out == 20
