@@ -2,7 +2,7 @@
 
 import gc
 import itertools
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -14,7 +14,11 @@ from zsseg_rt import _C, ops
 from zsseg_rt.errors import CaptureError, DeviceError
 
 pytestmark = pytest.mark.needs_cuda
-FRAME_HW, GRID_HW, CLASSES = (37, 53), (5, 7), 9
+ARRAYS = {
+    "frame": ((37, 53, 3), np.uint8), "logits": ((1, 9, 5, 7), np.float32),
+    "labels": ((1, 37, 53), np.uint8), "pixels": ((3, 16, 16), np.float32),
+}  # fmt: skip
+UNIT = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
 
 
 @pytest.fixture(autouse=True)
@@ -27,48 +31,36 @@ class SmallFrame:
     """A frame and logits in pinned memory become labels and a flag there, on its own buffers."""
 
     def __init__(self, stream):
-        self.stream, handle = stream, stream.handle
-        empty = _C.DeviceArray.empty
-        height, width = FRAME_HW
-        self.frame = _C.PinnedArray((height, width, 3), np.uint8)
-        self.logits = _C.PinnedArray((1, CLASSES, *GRID_HW), np.float32)
-        self.labels = _C.PinnedArray((1, *FRAME_HW), np.uint8)
+        self.stream, empty = stream, _C.DeviceArray.empty
+        self.pinned = {name: _C.PinnedArray(*each) for name, each in ARRAYS.items()}
+        self.host = {name: pinned.host for name, pinned in self.pinned.items()}
+        self.gpu = {n: empty(*each, stream=stream.handle) for n, each in ARRAYS.items()}
         self.finite = _C.PinnedArray((1,), np.uint8)
-        self._flag = self.finite.mapped(handle)
-        self._frame = empty((height, width, 3), "uint8", stream=handle)
-        self._pixels = empty((3, 16, 16), "float32", stream=handle)
-        self._logits = empty((1, CLASSES, *GRID_HW), "float32", stream=handle)
-        self._labels = empty((1, *FRAME_HW), "uint8", stream=handle)
+        self.flag = self.finite.mapped(stream.handle)
         self.began, self.ended = ops.Event(0), ops.Event(0, blocking=True)
-        self.pixels = _C.PinnedArray((3, 16, 16), np.float32)
+        self.fill(0)
 
     def fill(self, seed):
         rng = np.random.default_rng(seed)
-        self.frame.host[...] = rng.integers(0, 256, self.frame.shape, np.uint8)
-        self.logits.host[...] = rng.standard_normal(self.logits.shape).astype(np.float32)
+        self.host["frame"][...] = rng.integers(0, 256, ARRAYS["frame"][0], np.uint8)
+        self.host["logits"][...] = rng.standard_normal(ARRAYS["logits"][0])
 
     def enqueue(self):
-        handle = self.stream.handle
+        handle, gpu = self.stream.handle, self.gpu
         self.began.record(handle)
-        self._frame.copy_from(self.frame.host, handle)
-        self._logits.copy_from(self.logits.host, handle)
-        ops.preprocess(
-            self._frame,
-            size_hw=(16, 16),
-            mean=(0.5, 0.4, 0.3),
-            std=(0.2, 0.3, 0.4),
-            out=self._pixels,
-            stream=handle,
-        )
-        ops.all_finite(self._logits, out=self._flag, stream=handle)
-        ops.upsample_argmax(self._logits, FRAME_HW, out=self._labels, stream=handle)
-        self._labels.copy_to(self.labels.host, handle, wait=False)
-        self._pixels.copy_to(self.pixels.host, handle, wait=False)
+        for name in ("frame", "logits"):
+            gpu[name].copy_from(self.host[name], handle)
+        pixels, labels = gpu["pixels"], gpu["labels"]
+        ops.preprocess(gpu["frame"], size_hw=(16, 16), **UNIT, out=pixels, stream=handle)
+        ops.all_finite(gpu["logits"], out=self.flag, stream=handle)
+        ops.upsample_argmax(gpu["logits"], (37, 53), out=labels, stream=handle)
+        for name in ("labels", "pixels"):
+            gpu[name].copy_to(self.host[name], handle, wait=False)
         self.ended.record(handle)
 
     def results(self):
         self.ended.synchronize()
-        return self.labels.host.copy(), int(self.finite.host[0]), self.pixels.host.copy()
+        return [*(self.host[name].copy() for name in ("labels", "pixels")), self.finite.host.copy()]
 
     def eager(self):
         self.enqueue()
@@ -91,27 +83,25 @@ def test_captures_run_on_what_their_inputs_hold_now(stream):
     """Two on one stream; recording runs nothing, and each launch takes its own times."""
     both, captures = (SmallFrame(stream), SmallFrame(stream)), []
     for small in both:
-        small.fill(0)
         small.eager()
-        small.labels.host[...] = 255
+        small.host["labels"][...] = 255
         captures.append(small.recorded())
         stream.synchronize()
-        assert (small.labels.host == 255).all()
+        assert (small.host["labels"] == 255).all()
         assert not captures[-1].is_recording
         assert captures[-1].nodes >= 8  # 4 copies, 4 kernels or more, 2 events
     for seed, (small, capture) in itertools.product((1, 2, 3), zip(both, captures, strict=True)):
         small.fill(seed)
         expected = small.eager()
-        small.labels.host[...] = 255
-        small.finite.host[...] = 7
-        small.pixels.host[...] = np.nan
+        small.host["labels"][...], small.finite.host[...] = 255, 7
+        small.host["pixels"][...] = np.nan
         capture.launch(stream.handle)
         assert_equal(small.results(), expected)
         assert small.began.elapsed_ms(small.ended) >= 0.0
-        assert expected[1] == 1
-    small.logits.host[0, 0, 1, 2] = np.nan
+        assert expected[-1] == 1
+    small.host["logits"][0, 0, 1, 2] = np.nan
     capture.launch(stream.handle)
-    assert small.results()[1] == 0
+    assert small.results()[-1] == 0
 
 
 def wait_for_an_event(stream, array):
@@ -120,35 +110,20 @@ def wait_for_an_event(stream, array):
     event.synchronize()
 
 
+UNPINNED = "expected pinned host memory in a capture, got pageable"
 REFUSED = [
-    (
-        lambda stream, array: stream.synchronize(),
-        "cudaErrorStreamCaptureUnsupported.*Wait, allocate",
-    ),
+    (lambda stream, _: stream.synchronize(), "cudaErrorStreamCaptureUnsupported.*Wait, allocate"),
     (wait_for_an_event, "cudaErrorCapturedEvent.*before the capture begins"),
-    (
-        lambda stream, array: array.copy_from(np.zeros(4, np.float32), stream.handle),
-        "expected pinned host memory in a capture, got pageable",
-    ),
-    (
-        lambda stream, array: array.numpy(stream.handle),
-        "expected pinned host memory in a capture, got pageable",
-    ),
-    (
-        lambda stream, array: ops.DeviceArray.empty((3,), "float32", 0, stream.handle),
-        "expected all of it before the capture begins, got an allocation",
-    ),
-    (
-        lambda stream, array: ops.all_finite(array, stream=ops.Stream(0).handle),
-        "got a capture of one of the two",
-    ),
+    (lambda stream, array: array.copy_from(np.zeros(4, "f4"), stream.handle), UNPINNED),
+    (lambda stream, array: array.numpy(stream.handle), UNPINNED),
+    (lambda stream, _: _C.DeviceArray.empty((3,), "f4", 0, stream.handle), "got an allocation"),
+    (lambda _, array: ops.all_finite(array, stream=ops.Stream(0).handle), "capture of one of the"),
 ]
 
 
 @pytest.mark.parametrize(("act", "message"), REFUSED)
 def test_what_cannot_be_recorded_is_an_error_and_harms_nothing(stream, act, message):
     small = SmallFrame(stream)
-    small.fill(0)
     expected = small.eager()
     array = ops.DeviceArray.from_numpy(np.ones(4, np.float32), 0, stream.handle)
     capture = _C.Capture(0)
@@ -168,7 +143,6 @@ def test_arrays_collected_meanwhile_are_freed_afterwards(stream):
     counts = counts_reader()
     gc.collect()  # what other tests left behind counts too
     small = SmallFrame(stream)
-    small.fill(0)
     expected = small.eager()
     array = ops.DeviceArray.from_numpy(np.ones(4, np.float32), 0, stream.handle)
     pinned = _C.PinnedArray((300 << 20,), np.uint8)  # more than is kept
@@ -190,26 +164,19 @@ def test_arrays_collected_meanwhile_are_freed_afterwards(stream):
 
 def test_other_threads_go_on_during_a_capture(stream):
     small = SmallFrame(stream)
-    small.fill(0)
     expected = small.eager()
-    values, done = [], threading.Event()
 
     def work():
-        own = ops.Stream(0)
-        for value in range(5):
-            array = ops.DeviceArray.from_numpy(np.full(3, value), 0, own.handle)
-            values.append(array.numpy(own.handle)[0])
-        done.set()
+        own, arrays = ops.Stream(0), [np.full(3, value) for value in range(5)]
+        placed = [ops.DeviceArray.from_numpy(array, 0, own.handle) for array in arrays]
+        return [array.numpy(own.handle)[0] for array in placed]
 
     capture = _C.Capture(0)
     capture.begin(stream.handle)
-    thread = threading.Thread(target=work)
-    thread.start()
-    assert done.wait(60)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(work).result(60) == list(range(5))
     small.enqueue()
     capture.end()
-    thread.join(60)
-    assert values == list(range(5))
     capture.launch(stream.handle)
     assert_equal(small.results(), expected)
 

@@ -9,19 +9,108 @@ from pathlib import Path
 
 import pytest
 
-from support.gpu_machine import EMULATED, Machine, copy_checkout, write_program
+from support.computing_tensorrt import MODULE
 
 ROOT = Path(__file__).resolve().parents[2]
+EMULATED = sorted(
+    ROOT.glob("build/*/cpp_tests/cuda_emulation/_C*.so"), key=lambda file: file.stat().st_mtime
+)
+TOOLS = {
+    "nvidia-smi": """
+case "$*" in
+  -L) echo "GPU 0: Stand-in (UUID: GPU-0)" ;;
+  *--query-gpu=compute_cap*) echo "8.7" ;;
+  *--query-gpu=driver_version,*) echo "999.10, 1200, [N/A], 1980, 3201, 99.50, 700.00, 41, 512" ;;
+  *) exit 2 ;;
+esac""",
+    "nvcc": "exit 0",
+    "cmake": '[[ "$1 $3 $4" == "--build --target zsseg_cuda_tests" ]]',
+    # Wants a program as the tool does, and fails as the tool does where it finds something.
+    "compute-sanitizer": """
+[[ "$1 $3 $4" == "--tool --error-exitcode 9" ]] || exit 2
+[ "$2" != racecheck ] || { echo "a hazard"; exit 9; }
+[ -x "$5" ]""",
+    # The profilers run what they are given, and write as the tools do.
+    "nsys": """
+if [ "$1" = stats ]; then
+  printf 'Processing...\\nTime (%%),Instances,Name\\n60.0,3,gemm\\n40.0,1,"overlay<a, b>"\\n'
+  exit
+fi
+for word; do case "$word" in --output=*) file=${word#--output=} ;; esac; done
+while [[ "$1" != */gpu_target.py ]]; do last=$1; shift; done
+"$last" "$@" && echo seen > "$file" """,
+    "ncu": """
+for word; do case "$word" in --log-file=*) file=${word#--log-file=} ;; esac; done
+while [[ "$1" != */gpu_target.py ]]; do last=$1; shift; done
+"$last" "$@" || exit 1
+echo '==PROF== Connected
+"ID","Kernel Name","gpu__time_duration.sum","launch__registers_per_thread"
+"","","us","register/thread"
+"0","overlay","5.1","40"' > "$file" """,
+}
+SETUP = """
+import os, sys
+assert sys.argv[1:] == ["build_ext", "--inplace"]
+assert os.environ["ZSSEG_CUDA"] == "ON" and os.environ["ZSSEG_CUDA_ARCHITECTURES"] == "87"
+print("built")
+"""
+
 NO_TORCH = ("torch", "pytest", "cv2", "tensorrt_rtx")
 BEFORE = {"driver": "580.1", "power_w": 70.0}
 SWEEPS = {"rows": [{"name": "wait=sleep", "cpu_ms": 0.2}]}
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory) -> Path:
+def checkout(tmp_path_factory):
+    """A copy of this project whose extension's CUDA is emulated, and whose build does nothing."""
     if not EMULATED:
         pytest.skip("the emulated GPU's extension is not built; tools/test.sh builds it")
-    return copy_checkout(tmp_path_factory.mktemp("checkout"))
+    root = tmp_path_factory.mktemp("checkout")
+    leave_out = shutil.ignore_patterns("__pycache__", "_C*.so", "*-20*.json")  # records
+    for folder in ("zsseg_rt", "tools", "benchmarks", "python_tests"):
+        shutil.copytree(ROOT / folder, root / folder, ignore=leave_out)
+    shutil.copy2(ROOT / "pyproject.toml", root)
+    shutil.copy2(EMULATED[-1], root / "zsseg_rt")
+    (root / "setup.py").write_text(SETUP)
+    return root
+
+
+def write_program(folder, name, text):
+    """A program for the shell."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / name
+    file.write_text(f"#!/usr/bin/env bash\n{text}\n")
+    file.chmod(0o755)
+    return file
+
+
+class Machine:
+    """One with a GPU, of stand-ins: its tools on the path, its packages but the hidden ones."""
+
+    def __init__(self, checkout, folder, tools=tuple(TOOLS), hidden=("tensorrt_rtx",)):
+        self.out, self.work = folder / "out", folder / "work"
+        self._script = checkout / "tools" / "gpu_check.sh"
+        for name in tools:
+            write_program(folder / "bin", name, TOOLS[name])
+        packages = folder / "packages"
+        (packages / "tensorrt").mkdir(parents=True)
+        hiding = f"import sys; sys.modules.update(dict.fromkeys({hidden!r}))"
+        (packages / "sitecustomize.py").write_text(hiding)
+        module = MODULE.format(tests=str(checkout / "python_tests"))
+        (packages / "tensorrt" / "__init__.py").write_text(module)
+        self.environment = {
+            **os.environ, "PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(packages), "ZSSEG_PYTHON": sys.executable, "ZSSEG_EXTENSION": "",
+            "CUDA_HOME": str(folder / "none"),
+        }  # fmt: skip
+
+    def check(self, *options, **environment):
+        """Run a check to its end."""
+        command = ["bash", self._script, "--out", self.out, "--work", self.work, *options]
+        return subprocess.run(
+            [str(word) for word in command], env=self.environment | environment, text=True,
+            capture_output=True, timeout=480, check=False,
+        )  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +128,7 @@ def read_record(machine):
 @pytest.mark.nightly
 def test_every_step_runs_and_the_record_holds_what_it_found(checkout, tmp_path):
     """TensorRT and the profilers are stand-ins, torch sees no GPU; a race is found."""
-    machine = Machine(checkout, tmp_path, tensorrt=True, hidden=("tensorrt_rtx",))
+    machine = Machine(checkout, tmp_path)
     program = write_program(tmp_path, "program", "exit 0")
     done = machine.check("--quick", "--program", program)
     assert done.returncode == 1, done.stdout + done.stderr
@@ -61,10 +150,7 @@ def test_every_step_runs_and_the_record_holds_what_it_found(checkout, tmp_path):
     assert record["before"]["memory_mhz"] is None  # what nvidia-smi does not tell
     assert (record["device"], record["compute_capability"]) == ("emulated on the CPU", "7.5")
     assert str(checkout) not in file.read_text()
-    check_results(record["results"])
-
-
-def check_results(results):
+    results = record["results"]
     frames = results["frames tensorrt"]["rows"]
     assert [row["precision"] for row in frames] == ["float16", "float32"]
     for row in frames:
@@ -73,9 +159,7 @@ def check_results(results):
         assert row["unequal"] == {"replayed": 0.0, "two lanes": 0.0, "from the device": 0.0}
     times = results["frame times tensorrt"]
     assert set(times["opened"]) == {"float16", "float32"}
-    ((name, row), *_) = times["cases"][0]["candidates"].items()
-    assert name == "engine float16, host to host"
-    assert row["p50_ms"] > 0
+    assert times["cases"][0]["candidates"]["engine float16, host to host"]["p50_ms"] > 0
     assert results["one frame in nsys, tensorrt"]["cuda_gpu_kern_sum"][1]["Name"] == "overlay<a, b>"
     assert results["kernels in ncu"]["kernels"][0]["registers"] == "40"
     rows = {row["name"]: row for row in results["sweeps tensorrt"]["rows"]}
@@ -85,7 +169,7 @@ def check_results(results):
 
 def test_tensorrt_alone_is_enough_for_frames(checkout, tmp_path):
     """A bare Jetson: no torch, pytest, OpenCV or profiler. Then a plan that is wrong."""
-    machine = Machine(checkout, tmp_path, tools=["nvidia-smi"], tensorrt=True, hidden=NO_TORCH)
+    machine = Machine(checkout, tmp_path, ["nvidia-smi"], NO_TORCH)
     crash = write_program(tmp_path, "crash", "kill -SEGV $$")
     options = ("--no-build", "--quick", "--program", crash, "--only", "engine")
     done = machine.check(*options)
@@ -118,7 +202,7 @@ def test_tensorrt_alone_is_enough_for_frames(checkout, tmp_path):
 def test_without_a_gpu_nothing_is_checked(checkout, tmp_path):
     if Path("/etc/nv_tegra_release").exists():
         pytest.skip("this is a Jetson, where nvidia-smi is not asked")
-    machine = Machine(checkout, tmp_path, tools=[])
+    machine = Machine(checkout, tmp_path, [])
     write_program(tmp_path / "bin", "nvidia-smi", "exit 9")
     done = machine.check()
     assert done.returncode == 4

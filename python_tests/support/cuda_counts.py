@@ -10,21 +10,9 @@ from zsseg_rt.ops import core
 
 # As in cuda_emulation::Counts.
 FIELDS = (
-    "launches",
-    "kernels",
-    "allocations",
-    "kept_allocations",
-    "frees",
-    "copies_to_device",
-    "copies_to_host",
-    "copies_on_device",
-    "events_made",
-    "events_recorded",
-    "stream_waits",
-    "host_waits",
-    "graph_launches",
-    "pinned_allocations",
-    "pinned_frees",
+    *("launches", "kernels", "allocations", "kept_allocations", "frees", "copies_to_device"),
+    *("copies_to_host", "copies_on_device", "events_made", "events_recorded", "stream_waits"),
+    *("host_waits", "graph_launches", "pinned_allocations", "pinned_frees"),
 )
 
 

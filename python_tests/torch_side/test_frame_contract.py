@@ -27,14 +27,13 @@ from support.frame_kinds import (
     vocabulary,
 )
 from support.host_backend import host_backend
-from zsseg_rt import Bundle, FrameMemory, ops
+from zsseg_rt import Bundle, FrameMemory
 from zsseg_rt.runtime import captures
 from zsseg_rt.runtime.clock import StageClock
-from zsseg_rt.runtime.families import segment_tokens
 
 # In how many parts a frame is recorded: the host looks at something before each but the first.
 PARTS = {"descriptor": 1, "dense": 1, "segment_tokens": 1, "aggregation": 2, "proposals": 3}
-HALVES = {"descriptor in half": 1, "clip_rc in half": 1}
+HALVES = ("descriptor in half", "clip_rc in half")
 
 
 # --- what a case does -----------------------------------------------------------------------------
@@ -128,13 +127,7 @@ SWAPS = [
 # A capture has rows for 8, 16, 32 or more names; labels of 300 take two bytes. With more names than
 # 8 the host chooses for aggregation; with fewer, its stand-in's numbers change with the rows that
 # fill a capture.
-COUNTS = {
-    "descriptor": (1, 8, 23, 300),
-    "dense": (5, 300),
-    "segment_tokens": (5, 300),
-    "aggregation": (8,),
-    "proposals": (5, 300),
-}
+COUNTS = dict.fromkeys(PARTS, (5, 300)) | {"descriptor": (1, 8, 23, 300), "aggregation": (8,)}
 IN_RGB = ("RGB of another library", "pitched planes on the GPU")
 STEADY, STILL = {"steady": True}, {"steady": False, "skip_still": True}
 
@@ -203,28 +196,15 @@ def parameters():
         yield pytest.param(case, id=f"{case.bundle}: {name}", marks=marks)
 
 
-@pytest.fixture(scope="module")
-def bundle_of(tmp_path_factory):
-    """The name of a stored bundle, or the path of one of float16 graphs."""
-    kept = {}
-
-    def find(name):
-        if name not in HALVES:
-            return name
-        if name not in kept:
-            kept[name] = half_bundle(name.partition(" ")[0], tmp_path_factory.mktemp("half"))
-        return kept[name]
-
-    return find
-
-
 @pytest.mark.needs_cuda
 @pytest.mark.parametrize("case", [*parameters()])
-def test_recorded_frames_equal_plain_ones_of_their_pixels(monkeypatch, bundle_of, case):
+def test_recorded_frames_equal_plain_ones_of_their_pixels(monkeypatch, tmp_path, case):
     require_cuda()
+    bundle, counts = case.bundle, count_captures(monkeypatch)
+    if bundle in HALVES:
+        bundle = half_bundle(bundle.partition(" ")[0], tmp_path)
     if case.most_captures:
         monkeypatch.setattr(captures, "MOST_CAPTURES", case.most_captures)
-    bundle, counts = bundle_of(case.bundle), count_captures(monkeypatch)
     placed, _ = device_backend(monkeypatch, **case.backend)
     with open_engine(bundle, placed, **case.settings) as engine:
         runs = []
@@ -247,16 +227,13 @@ def test_recorded_frames_equal_plain_ones_of_their_pixels(monkeypatch, bundle_of
 
 # --- graphs that the host computes ----------------------------------------------------------------
 
-SESSIONS = ("own arrays", "foreign arrays", "TensorRT's")
 GIVEN = ("RGB", "planes", "RGB on the GPU", "planes on the GPU")
 COMPUTED = [
-    *itertools.product(("descriptor",), SESSIONS, [{}]),
-    ("proposals", "own arrays", {}),
-    *(pytest.param("proposals", kind, {}, marks=pytest.mark.nightly) for kind in SESSIONS[1:]),
-    *itertools.product(("dense", "aggregation"), SESSIONS[:1], [{}]),
+    *(("descriptor", kind, {}) for kind in ("own arrays", "foreign arrays", "TensorRT's")),
+    *((family, "own arrays", {}) for family in ("dense", "aggregation", "proposals")),
     ("segment_tokens", "foreign arrays", {}),
     ("descriptor", "own arrays", {"unknown_below": 0.5, "channel_order": "bgr"}),
-    pytest.param("proposals", "own arrays", {"min_region_score": 0.3}, marks=pytest.mark.nightly),
+    pytest.param("proposals", "TensorRT's", {"min_region_score": 0.3}, marks=pytest.mark.nightly),
 ]
 
 
@@ -276,13 +253,12 @@ def test_labels_on_a_gpu_are_the_cpu_s(monkeypatch, bundle, session_kind, settin
                 results.append(label(engine, kind, 5, as_pixels=device == "cpu", size=size))
             assert engine.self_check().passed
     half = len(results) // 2
-    for cpu, on_gpu in zip(results[:half], results[half:], strict=True):
-        same = on_gpu["labels"] == cpu["labels"]
-        assert on_gpu["labels"].dtype == cpu["labels"].dtype
+    for cpu, gpu in zip(results[:half], results[half:], strict=True):
+        same = gpu["labels"] == cpu["labels"]
+        assert gpu["labels"].dtype == cpu["labels"].dtype
         assert same.mean() > 0.995
-        np.testing.assert_allclose(on_gpu["scores"][same], cpu["scores"][same], atol=2e-4)
-        last = {"check"}  # on a GPU a part of another kernel
-        assert on_gpu["stages"] | last == cpu["stages"] | last
+        np.testing.assert_allclose(gpu["scores"][same], cpu["scores"][same], atol=2e-4)
+        assert gpu["stages"] | {"check"} == cpu["stages"] | {"check"}  # part of another kernel
 
 
 @pytest.mark.needs_cuda
@@ -296,15 +272,6 @@ def test_labels_that_become_classes_on_the_host_are_drawn_there(monkeypatch):
             result = label(engine, kind, 1, alpha=0.5)
             assert_same(result, label(engine, kind, 1, alpha=0.5, as_pixels=True))
     assert marks.count("results") == 4  # once in every frame
-
-
-def test_on_the_cpu_segments_are_compared_before_pixels_are_labelled(monkeypatch):
-    monkeypatch.setattr(segment_tokens, "segment_scores", lambda *rows: 1 / 0)
-    monkeypatch.setattr(ops, "upsample_argmax", None)
-    with open_engine("segment_tokens", {"device": "cpu"}) as engine:
-        engine.set_classes(["name 0", "name 1"])
-        with pytest.raises(ZeroDivisionError):
-            engine.segment(frame())
 
 
 # --- without a GPU --------------------------------------------------------------------------------
