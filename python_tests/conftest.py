@@ -184,19 +184,11 @@ def zegclip_bundle(zegclip_model, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def rtsp_cameras() -> Iterator[Callable[..., Any]]:
-    """Starts network cameras (``support.rtsp_camera.RtspCamera``) that end with the test."""
-    from support.rtsp_camera import RtspCamera
+    """Starts network cameras (``support.gstreamer.RtspCamera``) that end with the test."""
+    from support.gstreamer import RtspCamera
 
     with contextlib.ExitStack() as running:
         yield lambda **options: running.enter_context(RtspCamera(**options))
-
-
-@pytest.fixture(scope="session")
-def v4l2_driver(tmp_path_factory) -> Path:
-    """The library that makes a camera of ``support.v4l2_camera``."""
-    from support.v4l2_camera import build_driver
-
-    return build_driver(tmp_path_factory.mktemp("v4l2"))
 
 
 @pytest.fixture

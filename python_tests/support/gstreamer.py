@@ -1,8 +1,9 @@
-"""Runs GStreamer in child processes for tests, and skips them where it is absent."""
+"""Runs GStreamer, cameras and viewers in child processes, and skips tests where it is absent."""
 
 import functools
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -10,11 +11,14 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+
 from support.command_line import python
 from support.required import without_streams
 
 READER = Path(__file__).with_name("gstreamer_child.py")
 SERVER = Path(__file__).with_name("overlay_server.py")
+CAMERA = Path(__file__).with_name("rtsp_server.py")
 WITHIN = 120  # seconds, on a busy machine
 ELEMENTS = (
     "videotestsrc videoconvert appsink rtspsrc h264parse avdec_h264 h265parse avdec_h265 x264enc "
@@ -132,3 +136,67 @@ class OverlayServer:
     def __exit__(self, *exception: object) -> None:
         self.child.kill()
         self.child.communicate()
+
+
+class RtspCamera:
+    """A camera in a process of its own. It keeps its port when it is started again.
+
+    It ends with the thread that started it: the system kills it, even while it is frozen.
+    """
+
+    def __init__(self, *, codec="h264", sizes=("320x240",), rate=30, login="") -> None:
+        require_gstreamer()
+        self._options = ["--codec", codec, "--sizes", *sizes, "--rate", str(rate), "--login", login]
+        self.port = 0
+        self.start()
+        self.url = f"rtsp://127.0.0.1:{self.port}/camera"
+
+    def start(self) -> None:
+        call = [sys.executable, str(CAMERA), "--port", str(self.port), *self._options]
+        self._process = subprocess.Popen(call, stdout=subprocess.PIPE, text=True)
+        self.port = int(self._value_of("ready"))
+
+    def first_time(self) -> float:
+        """When it made its first picture, in seconds; it makes none before somebody asks."""
+        return int(self._value_of("first")) / 1000
+
+    def kill(self) -> None:
+        with self._process:
+            self._process.kill()
+
+    def freeze(self) -> None:
+        """A camera that hangs: its connections stay open, and nothing comes."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
+
+    def change_size(self) -> None:
+        self._process.send_signal(signal.SIGUSR1)
+
+    def _value_of(self, what: str) -> str:
+        """The value behind a word in its next line."""
+        word, _, value = self._process.stdout.readline().partition(" ")
+        assert word == what
+        return value
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.kill()
+
+
+def shown_time(image: np.ndarray) -> float | None:
+    """When a picture of the camera was made, in seconds of ``time.monotonic()``."""
+    columns, rows = 8, 6
+    height, width = image.shape[0] // rows, image.shape[1] // columns
+    grey = image.reshape(*image.shape[:2], -1).mean(axis=2)[: height * rows, : width * columns]
+    blocks = grey.reshape(rows, height, columns, width)
+    middle = blocks[:, height // 4 : height - height // 4, :, width // 4 : width - width // 4]
+    levels = middle.mean(axis=(1, 3)).ravel()
+    if ((levels > 80) & (levels < 176)).any():
+        return None
+    bits = sum(1 << place for place, level in enumerate(levels) if level > 128)
+    stamp, check = bits >> 8, bits & 255
+    return stamp / 1000 if sum(stamp.to_bytes(5, "big")) % 256 == check else None

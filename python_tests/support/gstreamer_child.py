@@ -15,8 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from support.gstreamer import shown_time
 from support.host_arrays import host_core
-from support.rtsp_camera import shown_time
 from support.streams import ReaderNow
 from zsseg_rt import ops
 from zsseg_rt.errors import ZssegError

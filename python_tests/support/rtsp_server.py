@@ -7,7 +7,7 @@ Run in a process of its own:
 
 It prints ``ready PORT`` and serves ``rtsp://127.0.0.1:PORT/camera`` until it is killed. Each of its
 pictures shows, as black and white blocks, the milliseconds of CLOCK_MONOTONIC at which it was made;
-see ``rtsp_camera.shown_time``. The first one's are printed too. SIGUSR1 goes on with the next of
+see ``gstreamer.shown_time``. The first one's are printed too. SIGUSR1 goes on with the next of
 the sizes. It dies with its parent.
 """
 

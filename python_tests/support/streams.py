@@ -62,10 +62,6 @@ class Script:
             self.closed.release()
 
 
-def file(name: str, count: int) -> Script:
-    return Script(name, range(count), live=False)
-
-
 def label(image: np.ndarray) -> Segmentation:
     """A result whose labels are the image's first channel."""
     return Segmentation(labels=image[..., 0].copy(), names=("a",), vocabulary_version=1)

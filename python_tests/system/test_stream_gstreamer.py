@@ -10,8 +10,7 @@ import time
 import pytest
 
 from support import streams
-from support.gstreamer import read, reading, require_gstreamer
-from support.rtsp_camera import shown_time
+from support.gstreamer import read, reading, require_gstreamer, shown_time
 from support.streams import ReaderNow, follow, label, level, numbered, write_video
 from support.throttle import SlowLink
 from zsseg_rt.stream.runner import Stream

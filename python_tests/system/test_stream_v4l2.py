@@ -1,8 +1,13 @@
 """Cameras of this machine: their list, and V4L2 with a driver that misbehaves as it is told."""
 
+import ctypes
 import errno
 import itertools
+import json
 import logging
+import os
+import shutil
+import subprocess
 import time
 from logging.handlers import BufferingHandler
 from pathlib import Path
@@ -10,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from support import streams
+from support.command_line import python
+from support.required import without_streams
 from support.streams import ReaderNow, number_of
-from support.v4l2_camera import lent, run_with_camera, stamp, steer
 from zsseg_rt import doctor
 from zsseg_rt.errors import SourceError
 from zsseg_rt.stream.devices import Device, find_devices
@@ -19,13 +25,53 @@ from zsseg_rt.stream.uris import open_sources
 
 pytest.importorskip("av")
 
+DRIVER = Path(streams.__file__).with_name("v4l2_driver.c")
 OTHER = "test://?size=64x48&rate=50"
 NAME = "/dev/video7"
 
 
+@pytest.fixture(scope="module")
+def with_camera(tmp_path_factory):
+    """Runs a function of this file in a process whose camera is FFmpeg's V4L2 on a driver of ours.
+
+    ``v4l2_driver.c`` says what the driver can be told; it works by LD_PRELOAD.
+    """
+    compiler, library = shutil.which("cc"), tmp_path_factory.mktemp("v4l2") / "v4l2_driver.so"
+    if compiler is None:
+        without_streams("no C compiler found (cc): apt install gcc")
+    call = [compiler, "-Wall", "-Werror", "-O1", "-shared", "-fPIC", "-o", library, DRIVER, "-ldl"]
+    subprocess.run(call, check=True, timeout=100)
+    code = (
+        "import json, sys, test_stream_v4l2 as tests\n"
+        "function, arguments = json.loads(sys.argv[1])\n"
+        "print(json.dumps(getattr(tests, function)(*arguments)))\n"
+    )
+    here = Path(__file__)
+    folders = [here.parent, here.parents[1], os.environ.get("PYTHONPATH", "")]
+    variables = {"LD_PRELOAD": str(library), "PYTHONPATH": os.pathsep.join(map(str, folders))}
+
+    def run(function, *arguments):
+        call = json.dumps([function.__name__, arguments])
+        done = python("-c", code, call, timeout=100, more_env=variables)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return run
+
+
+def driver(name, kind=ctypes.c_int):
+    """A variable of the driver in this process."""
+    return kind.in_dll(ctypes.CDLL(None), f"driver_{name}")
+
+
+def steer(**settings):
+    for name, value in settings.items():
+        driver(name).value = value
+
+
 def read(cases, sysfs):
     """For each source and what its driver does: what reading it tells, and how it is listed."""
-    rows = []
+    rows, stamps = [], driver("stamps", ctypes.c_longlong * 4096)
     for uri, count, settings in cases:
         steer(**settings)
         pictures, frames, error = open_sources(uri)[0].pictures(ReaderNow()), [], None
@@ -38,11 +84,11 @@ def read(cases, sysfs):
         (device,) = find_devices(sysfs=Path(sysfs))
         rows.append({
             "numbers": numbers,
-            "stamps": [stamp(number) for number in numbers],
+            "stamps": [stamps[number] / 1e6 for number in numbers],
             "captured_at": [frame.captured_at for frame in frames],
             "clocks": sorted({frame.clock for frame in frames}),
             "shapes": sorted({frame.image.shape for frame in frames}),
-            "ends": [error, lent()],
+            "ends": [error, driver("lent").value],  # of lent buffers the memory is gone
             "now": time.monotonic(),
             "listed": [str(device.path), device.name, device.problem, device.remedy],
         })  # fmt: skip
@@ -69,10 +115,10 @@ def sysfs(tmp_path):
     return str(tmp_path)
 
 
-def test_pictures_have_the_driver_s_times_and_outlive_its_memory(v4l2_driver, sysfs):
+def test_pictures_have_the_driver_s_times_and_outlive_its_memory(with_camera, sysfs):
     small = f"v4l2://{NAME}?size=32x24&rate=100&format=yuyv422"
     cases = [("7", 20, {}), (NAME, 20, {"rgb": 1, "damaged": 3}), (small, 5, {"tells_date": 1})]
-    plain, rgb, asked = run_with_camera(v4l2_driver, read, cases, sysfs)
+    plain, rgb, asked = with_camera(read, cases, sysfs)
     assert plain["numbers"] == list(range(20))
     assert plain["captured_at"] == pytest.approx(plain["stamps"], abs=2e-6, rel=0)
     assert plain["captured_at"][-1] < plain["now"]
@@ -104,9 +150,9 @@ TROUBLES = [
 ]  # fmt: skip
 
 
-def test_what_is_wrong_with_a_device_is_told_with_its_remedy(v4l2_driver, sysfs):
+def test_what_is_wrong_with_a_device_is_told_with_its_remedy(with_camera, sysfs):
     cases = [(uri, 5, settings) for settings, uri, *_ in TROUBLES]
-    rows = run_with_camera(v4l2_driver, read, cases, sysfs)
+    rows = with_camera(read, cases, sysfs)
     for row, trouble in zip(rows, TROUBLES, strict=True):
         (_, uri, reason, problem, remedy), (*listed, advice) = trouble, row["listed"]
         error, lent_then = row["ends"]
@@ -125,9 +171,9 @@ def test_what_is_wrong_with_a_device_is_told_with_its_remedy(v4l2_driver, sysfs)
         ({"is_stuck": 1}, "none came for"),
     ],
 )
-def test_a_camera_that_is_lost_comes_back_and_others_go_on_meanwhile(v4l2_driver, trouble, reason):
+def test_a_camera_that_is_lost_comes_back_and_others_go_on_meanwhile(with_camera, trouble, reason):
     cure = dict.fromkeys(trouble, 0)
-    facts = run_with_camera(v4l2_driver, lose_and_find, trouble, cure)
+    facts = with_camera(lose_and_find, trouble, cure)
     assert reason in facts["error"]
     states = [event for event in facts["events"] if event != "stalled"]
     assert states == ["running", "lost", "running again"]
