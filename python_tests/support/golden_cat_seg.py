@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,6 @@ from zsseg_rt.torch_files.shapes import IMAGE_TOWER, TEXT_TOWER, expand, under
 
 CLIP = "sem_seg_head.predictor.clip_model."
 HEAD = "sem_seg_head.predictor.transformer."
-
-
 TINY = {
     "embed": 32, "clip_res": 64, "v_layers": 4, "v_width": 32, "patch": 16, "t_width": 64,
     "t_layers": 1, "gt": 12, "ga": 8, "dec": [32, 16], "dg": [24, 20], "dgp": [8, 4],
@@ -39,33 +38,16 @@ def tiny_model(**settings: Any) -> Any:
     return from_official("cat_seg", tiny_weights(), **(TINY_SETTINGS | settings))
 
 
-def small_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """Arguments that ``from_official`` cannot read from shapes."""
-    return {"num_heads": config["heads"], "window": config["window"], "view": config["res"]}
-
-
 @cache
-def shapes_of(shared_dir: Path, name: str = "catseg_small_enc_public.npz") -> dict[str, Any]:
-    """Shapes of a file's tensors by official key."""
-    vectors = load(shared_dir, name)
-    shapes = official_shapes(config_of(vectors))
-    keys = [str(key) for key in vectors["sd_keys"]]
-    assert set(shapes) == set(keys)
-    return {key: shapes[key] for key in keys}
-
-
-def state_dict(shared_dir: Path, name: str = "catseg_small_enc_public.npz") -> dict[str, Tensor]:
-    """The official ``state_dict`` of a file's rule."""
-    config = config_of(load(shared_dir, name))
-    return tiny.rule_state_dict(shapes_of(shared_dir, name), config["salt"], config["gains"])
-
-
-def build(shared_dir: Path, name: str = "catseg_small_enc_public.npz", **settings: Any) -> Any:
+def build(shared_dir: Path, name: str) -> Any:
     """The model of a file."""
-    config = config_of(load(shared_dir, name))
-    return from_official(
-        "cat_seg", state_dict(shared_dir, name), **(small_settings(config) | settings)
-    )
+    vectors = load(shared_dir, name)
+    config = config_of(vectors)
+    shapes = official_shapes(config)
+    assert set(shapes) == set(vectors["sd_keys"].tolist())
+    weights = tiny.rule_state_dict(shapes, config["salt"], config["gains"])
+    settings = {"num_heads": config["heads"], "window": config["window"], "view": config["res"]}
+    return from_official("cat_seg", weights, **settings)
 
 
 def text_bank(count: int, config: dict[str, Any]) -> Tensor:
@@ -74,11 +56,9 @@ def text_bank(count: int, config: dict[str, Any]) -> Tensor:
     return torch.from_numpy((rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype("float32"))
 
 
-def image_u8(shape: tuple[int, ...], salt: str = "") -> np.ndarray:
+def image_u8(*shape: int) -> np.ndarray:
     """The rule's picture."""
-    import zlib
-
-    seed = zlib.crc32((salt + "input.image_u8").encode()) & 0xFFFFFFFF
+    seed = zlib.crc32(b"input.image_u8") & 0xFFFFFFFF
     return np.random.RandomState(seed).randint(0, 256, shape).astype(np.uint8)
 
 

@@ -89,7 +89,7 @@ python_tests() {
     "$folder/python/python" -m zsseg_rt info "$bundle" --check
   done
   mapfile -t files < <(find "$tests" -name 'test_ops_*.py' -o -name test_vocabulary.py \
-    -o -name test_text_embeddings.py -o -name test_tokenizer.py)
+    -o -name test_tokenizer.py)
   "$folder/python/python" -m pytest -q -p no:cacheprovider "${files[@]}"
 }
 
