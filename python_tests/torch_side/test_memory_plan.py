@@ -24,8 +24,6 @@ from zsseg_rt.onnx.check import graph_memory
 from zsseg_rt.runtime.families.registry import create_family
 from zsseg_rt.runtime.memory_plan import plan_memory
 
-CPU = Placement(backend="openvino", device="cpu")
-
 
 def test_the_most_that_is_alive_at_one_time_is_counted(tmp_path):
     number = TensorProto.FLOAT
@@ -49,15 +47,14 @@ def test_the_most_that_is_alive_at_one_time_is_counted(tmp_path):
 
 def plan(bundle, **settings):
     config = EngineConfig(device="cpu", **settings)
-    return plan_memory(bundle, create_family(bundle, config), CPU, config)
+    placement = Placement(backend="openvino", device="cpu")
+    return plan_memory(bundle, create_family(bundle, config), placement, config)
 
 
 def test_every_family_has_a_plan():
-    stored = (Path(__file__).parents[1] / "bundles/v1").glob("*.zsseg")
-    bundles = [Bundle.load(path) for path in stored]
-    assert {bundle.family for bundle in bundles} == set(FAMILIES)
-    for bundle in bundles:
-        one = plan(bundle, precision="float32")
+    for family in FAMILIES:
+        path = Path(__file__).parents[1] / f"bundles/v1/{family}.zsseg"
+        one = plan(Bundle.load(path), precision="float32")
         assert min(one.weights, one.activations) > 0
 
 
@@ -85,36 +82,29 @@ def test_an_engine_that_does_not_fit_is_refused_with_what_would():
 # --- CPUs by default: the process's affinity, and the quota of its control groups ---
 
 
-GROUPS = "sys/fs/cgroup"
-
-
 def version_1(group, quota):
     return {f"{group}/cpu.cfs_quota_us": str(quota), f"{group}/cpu.cfs_period_us": "100000"}
 
 
-CASES = {
-    "container": ("0::/", {"cpu.max": "150000 100000"}, 1.5),
-    "group above": ("0::/a/b", {"a/b/cpu.max": "max 1000", "a/cpu.max": "2000 1000"}, 2.0),
-    "the least": ("0::/a/b", {"a/b/cpu.max": "3000 1000", "a/cpu.max": "2000 1000"}, 2.0),
-    "path of the host": ("0::/docker/12ab", {"cpu.max": "250000 100000"}, 2.5),
-    "path outside": ("0::/../other", {"cpu.max": "100000 100000"}, 1.0),
-    "version 1": (
-        "5:memory:/x\n4:cpu,cpuacct:/docker/12ab",
-        version_1("cpu,cpuacct/docker/12ab", 400000),
-        4.0,
-    ),
-    "both versions": ("4:cpu:/\n0::/", version_1("cpu", 100000), 1.0),
-    "garbage": ("0::/\nnonsense", {"cpu.max": "\n"}, math.inf),
-    "zero": ("0::/", {"cpu.max": "0 100000"}, math.inf),
-}
-
-
-@pytest.mark.parametrize(("groups", "files", "quota"), CASES.values(), ids=CASES)
+@pytest.mark.parametrize(
+    ("groups", "files", "quota"),
+    [
+        ("0::/", {"cpu.max": "150000 100000"}, 1.5),
+        ("0::/a/b", {"a/b/cpu.max": "max 1000", "a/cpu.max": "2000 1000"}, 2.0),
+        ("0::/a/b", {"a/b/cpu.max": "3000 1000", "a/cpu.max": "2000 1000"}, 2.0),
+        ("0::/docker/12ab", {"cpu.max": "250000 100000"}, 2.5),  # a path of the host
+        ("0::/../other", {"cpu.max": "100000 100000"}, 1.0),
+        ("4:cpu,cpuacct:/docker/12ab", version_1("cpu,cpuacct/docker/12ab", 400000), 4.0),
+        ("5:memory:/x\n4:cpu:/\n0::/", version_1("cpu", 100000), 1.0),
+        ("0::/\nnonsense", {"cpu.max": "\n"}, math.inf),
+        ("0::/", {"cpu.max": "0 100000"}, math.inf),
+    ],
+)
 def test_the_quota_is_read_from_control_groups(tmp_path, groups, files, quota):
     (tmp_path / "proc/self").mkdir(parents=True)
     (tmp_path / "proc/self/cgroup").write_text(groups + "\n")
     for name, content in files.items():
-        path = tmp_path / GROUPS / name
+        path = tmp_path / "sys/fs/cgroup" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content + "\n")
     assert cpu_quota(tmp_path) == quota

@@ -19,23 +19,13 @@ from zsseg_rt.errors import ConfigError
 COUNTING = BackendOptions(num_threads=1, node_times=True)
 
 
-@pytest.fixture(scope="module")
-def encoder(zegclip_bundle):
-    bundle = Bundle.load(zegclip_bundle)
-    return bundle.path / bundle.graph("image_encoder", "float32").file
-
-
-def feeds_of(session):
-    (spec,) = session.inputs
-    shape = tuple(int(size) for size in spec.shape)
-    return {spec.name: np.random.default_rng(0).random(shape, np.float32)}
-
-
 @pytest.mark.parametrize("backend", ["openvino", "torch"])
-def test_nodes_are_timed_under_the_graph_s_names(encoder, backend):
+def test_nodes_are_timed_under_the_graph_s_names(zegclip_bundle, backend):
+    entry = Bundle.load(zegclip_bundle).graph("image_encoder", "float32")
+    encoder = zegclip_bundle / entry.file
     graph = get_backend(backend).load(encoder, device="cpu", precision="float32", options=COUNTING)
     session = graph.session()
-    feeds = feeds_of(session)
+    feeds = {"image": np.random.default_rng(0).random(entry.inputs[0].shape, np.float32)}
     before = {name: np.array(array) for name, array in session.run(feeds).items()}
     nodes = session.profile(feeds, runs=5)
     names = [node.name for node in onnx.load(encoder).graph.node]
@@ -51,39 +41,27 @@ def test_nodes_are_timed_under_the_graph_s_names(encoder, backend):
     session.close()
 
 
-class CountingRequest:
-    """A request whose one node takes 3 ms, after a first run that takes 50."""
-
-    def __init__(self):
-        self.total_ms = 50.0
-        self.past = PastRuns(count=1, ms=60.0)
-
-    def run(self):
-        self.total_ms += 3.0
-        self.past.count += 1
-        self.past.ms += 4.0
-
-    def get_profiling_info(self):
-        mean = timedelta(milliseconds=self.total_ms / self.past.count)
-        return [
-            SimpleNamespace(status="EXECUTED", node_name="a", node_type="MatMul", real_time=mean)
-        ]
-
-
-class CountingModel:
-    def get_property(self, name):
-        return {"PERF_COUNT": True}[name]
-
-    def get_runtime_model(self):
-        return SimpleNamespace(get_ordered_ops=list)
-
-
 @pytest.mark.parametrize("before", [0, 5, 400])
 def test_the_rest_is_of_the_runs_that_the_counters_count(before):
-    request = CountingRequest()
+    """Of a node that takes 3 ms, after a first run in which it took 50."""
+    past = PastRuns(count=1, ms=60.0)
+
+    def run():
+        past.count, past.ms = past.count + 1, past.ms + 4.0
+
+    def counters():
+        mean = timedelta(milliseconds=(47.0 + 3.0 * past.count) / past.count)
+        node = {"status": "EXECUTED", "node_name": "a", "node_type": "MatMul", "real_time": mean}
+        return [SimpleNamespace(**node)]
+
+    runtime = SimpleNamespace(get_ordered_ops=list)
+    model = SimpleNamespace(
+        get_property={"PERF_COUNT": True}.get, get_runtime_model=lambda: runtime
+    )
     for _ in range(before):
-        request.run()
-    node, rest = node_times(CountingModel(), request, request.run, 10, request.past)
+        run()
+    request = SimpleNamespace(get_profiling_info=counters)
+    node, rest = node_times(model, request, run, 10, past)
     if before <= 10:  # without the slow first run
         assert (node.ms, rest.ms) == (pytest.approx(3.0, abs=0.01), pytest.approx(1.0, abs=0.01))
     else:  # with its share
@@ -114,31 +92,26 @@ def test_an_engine_times_its_graphs_on_a_frame(bundle, request):
     config = EngineConfig(device="cpu", num_threads=1, with_node_times=True, use_cache=False)
     frame = np.random.default_rng(1).integers(0, 256, (48, 64, 3), np.uint8)
     with Engine(request.getfixturevalue(bundle), config) as engine:
-        width = engine.bundle.text.embed_dim
-        embeddings = np.eye(3, width, dtype=np.float32)
+        embeddings = np.eye(3, engine.bundle.text.embed_dim, dtype=np.float32)
         engine.set_classes(["a", "b", "c"], embeddings=embeddings)
         labels = engine.segment(frame).labels
         times = engine.node_times(frame, runs=2)
         assert set(times) == {name for name in engine.bundle.graphs if name != "text_encoder"}
         assert all(nodes for nodes in times.values())
         np.testing.assert_array_equal(engine.segment(frame).labels, labels)
-    config = EngineConfig(device="cpu", use_cache=False)
-    with Engine(engine.bundle, config) as engine, refused(ConfigError, "with_node_times"):
+    plain = EngineConfig(device="cpu", use_cache=False)
+    with Engine(engine.bundle, plain) as engine, refused(ConfigError, "with_node_times"):
         engine.node_times(frame)
 
 
 def test_a_graph_that_runs_often_counts_as_often():
-    class Session:
-        inputs, outputs, device, precision = (), (), "cpu", "float32"
+    def profile(feeds, **_):
+        rest = NodeTime(name=OUTSIDE_NODES, type="", ms=0.5)
+        return (NodeTime(name="a/MatMul", type="x", ms=float(feeds["n"][0])), rest)
 
-        def run(self, feeds, *, stream=0):
-            return {}
-
-        def profile(self, feeds, *, stream=0, runs=10):
-            rest = NodeTime(name=OUTSIDE_NODES, type="", ms=0.5)
-            return (NodeTime(name="a/MatMul", type="x", ms=float(feeds["n"][0])), rest)
-
-    recording = RecordingSession(Session())
+    described = {"inputs": (), "outputs": (), "device": "cpu", "precision": "float32"}
+    session = SimpleNamespace(**described, run=lambda feeds, **_: {}, profile=profile)
+    recording = RecordingSession(session)
     for number in (1.0, 2.0, 4.0):
         recording.run({"n": np.array([number])})
     assert recording.profile_recorded() == (

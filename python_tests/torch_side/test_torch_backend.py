@@ -1,42 +1,41 @@
 """Backend torch: how graphs run, which kernels and precision they take, what a capture needs."""
 
-import contextlib
 import threading
 import weakref
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from onnx import TensorProto, helper
+from onnx.reference import ReferenceEvaluator
+from torch.backends import cuda, cudnn
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("onnx")
-
-from onnx import TensorProto, helper  # noqa: E402
-from onnx.reference import ReferenceEvaluator  # noqa: E402
-from torch.backends import cuda, cudnn  # noqa: E402
-
-from support.errors import refused  # noqa: E402
-from support.fake_gpu import FakeRun  # noqa: E402
-from support.graphs import write_graph  # noqa: E402
-from zsseg_rt.backends import _torch  # noqa: E402
-from zsseg_rt.backends._torch import BACKEND, TorchRecorder  # noqa: E402
-from zsseg_rt.backends._torch_program import (  # noqa: E402
+from support.errors import refused
+from support.fake_gpu import FakeRun
+from support.graphs import write_graph
+from zsseg_rt.backends import _torch
+from zsseg_rt.backends._torch import BACKEND, TorchRecorder
+from zsseg_rt.backends._torch_program import (
     Program,
     exact_float32,
     no_cudnn_attention,
     stored_precision,
 )
-from zsseg_rt.backends.base import BackendOptions, RecordingSession  # noqa: E402
-from zsseg_rt.errors import BackendError, CheckpointError, PrecisionNotApplied  # noqa: E402
-from zsseg_rt.networks.layers import Block, residual_block  # noqa: E402
-from zsseg_rt.onnx.arrays import Arrays  # noqa: E402
-from zsseg_rt.onnx.graph import Graph  # noqa: E402
-from zsseg_rt.onnx.half import to_half  # noqa: E402
-from zsseg_rt.onnx.network import weight_of  # noqa: E402
-from zsseg_rt.onnx.on_torch import OnTorch  # noqa: E402
-from zsseg_rt.onnx.operations import Linear, Norm  # noqa: E402
-from zsseg_rt.onnx.reader import map_file, read_network  # noqa: E402
-from zsseg_rt.onnx.writer import save_onnx, with_exact_halves  # noqa: E402
+from zsseg_rt.backends.base import BackendOptions, RecordingSession
+from zsseg_rt.errors import BackendError, CheckpointError, PrecisionNotApplied
+from zsseg_rt.networks.layers import Block, residual_block
+from zsseg_rt.onnx.arrays import Arrays
+from zsseg_rt.onnx.graph import Graph
+from zsseg_rt.onnx.half import to_half
+from zsseg_rt.onnx.network import weight_of
+from zsseg_rt.onnx.on_torch import OnTorch
+from zsseg_rt.onnx.operations import Linear, Norm
+from zsseg_rt.onnx.reader import map_file, read_network
+from zsseg_rt.onnx.writer import save_onnx, with_exact_halves
 
 STORED = Path(__file__).parents[1] / "bundles" / "v1"
 GRAPHS = sorted({path.name: path for path in STORED.glob("*/*.onnx")}.values())  # one of a name
@@ -65,16 +64,16 @@ def blocks(ops, x, mask):
     return x
 
 
-MASKS = {
-    "none": None,
-    "of tokens": np.triu(np.full((TOKENS, TOKENS), -9, np.float32), 1),
-    "of keys": np.where(np.arange(TOKENS) < 5, 0, -9).astype(np.float32)[None, None, None],
-}
+MASKS = [
+    None,
+    np.triu(np.full((TOKENS, TOKENS), -9, np.float32), 1),  # of tokens
+    np.where(np.arange(TOKENS) < 5, 0, -9).astype(np.float32)[None, None, None],  # of keys
+]
 
 
-@pytest.fixture(params=MASKS)
+@pytest.fixture(params=MASKS, ids=["none", "of tokens", "of keys"])
 def mask(request):
-    return MASKS[request.param]
+    return request.param
 
 
 def network(mask, precision="float32"):
@@ -328,62 +327,42 @@ def test_the_last_of_several_threads_gives_a_setting_back(setting):
 # --- what a capture of torch's launches needs, with a torch whose CUDA is made up -----------------
 
 
-class Pools:
-    """torch's memory pools: an allocation goes to the pool that is in use, as torch does it."""
-
-    def __init__(self):
-        self.alive, self.used, self.devices = weakref.WeakSet(), [], []
-        pools = self
-
-        class MemPool:
-            def __init__(self):
-                assert pools.devices, "a pool belongs to the device that is current"
-                pools.alive.add(self)
-
-        self.MemPool = MemPool
-
-    def allocate(self):
-        """The pool that a new tensor comes from; None: the one that all share."""
-        return self.used[0] if self.used else None
-
-    @contextlib.contextmanager
-    def use_mem_pool(self, pool, device=None):
-        self.used.append(pool)
-        try:
-            yield
-        finally:
-            self.used.remove(pool)
-
-    @contextlib.contextmanager
-    def device(self, device):
-        self.devices.append(device)
-        try:
-            yield
-        finally:
-            self.devices.pop()
-
-
 @pytest.fixture
 def pools(monkeypatch):
-    fake = Pools()
-    for name in ("MemPool", "use_mem_pool", "device"):
-        monkeypatch.setattr(torch.cuda, name, getattr(fake, name))
-    return fake
+    """torch's memory pools: those alive, and those and the devices that are in use."""
+    state = SimpleNamespace(alive=weakref.WeakSet(), used=[], devices=[])
+
+    class MemPool:
+        def __init__(self):
+            assert state.devices, "a pool belongs to the device that is current"
+            state.alive.add(self)
+
+    @contextmanager
+    def within(stack, value, *_):
+        stack.append(value)
+        try:
+            yield
+        finally:
+            stack.pop()
+
+    monkeypatch.setattr(torch.cuda, "MemPool", MemPool)
+    monkeypatch.setattr(torch.cuda, "use_mem_pool", partial(within, state.used))
+    monkeypatch.setattr(torch.cuda, "device", partial(within, state.devices))
+    return state
 
 
 def test_what_is_allocated_in_a_capture_comes_from_its_pool_until_it_is_closed(pools):
     recorder, other = TorchRecorder("cuda:1"), TorchRecorder("cuda:0")
     with recorder.recording():
         assert pools.devices == ["cuda:1"]
-        pool = pools.allocate()
-    assert pool is not None
+        (pool,) = pools.used
     with pytest.raises(KeyError), recorder.recording():
         raise KeyError
-    assert (pools.allocate(), pools.devices) == (None, [])
+    assert pools.used == pools.devices == []
     with recorder.recording():  # a second try of the same capture
-        assert pools.allocate() is pool
+        assert pools.used == [pool]
     with other.recording():
-        assert pools.allocate() is not pool
+        assert pools.used != [pool]
     del pool
     recorder.close()
     recorder.close()
