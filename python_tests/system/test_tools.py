@@ -87,7 +87,7 @@ def test_the_test_command_refuses_what_it_does_not_know(arguments, tmp_path):
     "arguments",
     [
         ["-n", "0", "-k", "swap or lane", "-xvs", "--durations=5"],
-        ["python_tests/unit/test_files.py::test_x", "--pdb", "--fast"],
+        ["python_tests/system/test_files.py::test_x", "--pdb", "--fast"],
         ["--nightly", "--", "--cov", "no_such_file.py"],
     ],
 )
