@@ -1,5 +1,7 @@
 """Published data sets as tiny trees, and the files that they are made of."""
 
+from functools import partial
+
 import numpy as np
 from PIL import Image
 
@@ -64,53 +66,44 @@ def build_cocostuff(root, *, converted=True, values=(0, 12, 181, 255)):
             mask(raw.with_name("000000000009_labelTrainIds.png"), [0, 11, 170, 255])
 
 
-def build_context(root):
-    base = root / "VOC2010"
-    for split, name in (("train", "2008_1"), ("val", "2008_2")):
-        photo(base / "JPEGImages" / f"{name}.jpg")
-        mask(base / "SegmentationClassContext" / f"{name}.png", [0, 1, 59, 255])
-        listing(base / "ImageSets" / "SegmentationContext" / f"{split}.txt", [name])
+TREES = {  # folder, photos, masks, names of both, and what masks hold
+    "ade20k": (
+        "ADEChallengeData2016", "images/{}.jpg", "annotations/{}.png",
+        ("training/ADE_train_1", "validation/ADE_val_1"), [0, 1, 150],
+    ),
+    "ade20k_full": (
+        "", "images_detectron2/{}.jpg", "annotations_detectron2/{}.tif",
+        ("training/ADE_train_1", "validation/ADE_val_1"), [0, 846, 65535],
+    ),
+    "camvid": (
+        "", "{}/0001TP_1.png", "{}annot/0001TP_1.png", ("train", "val", "test"), [0, 4, 10, 11],
+    ),
+    "cityscapes": (
+        "", "leftImg8bit/{}_0_leftImg8bit.png", "gtFine/{}_0_gtFine_labelIds.png",
+        ("train/aachen/a_0", "train/bonn/b_0", "val/aachen/a_0", "val/bonn/b_0"), [0, 7, 33, 3, 31],
+    ),
+    "context": (
+        "VOC2010", "JPEGImages/{}.jpg", "SegmentationClassContext/{}.png", ("train", "val"),
+        [0, 1, 59, 255],
+    ),
+}  # fmt: skip
 
 
-def build_ade20k(root):
-    base = root / "ADEChallengeData2016"
-    for part, name in (("training", "ADE_train_1"), ("validation", "ADE_val_1")):
-        photo(base / "images" / part / f"{name}.jpg")
-        mask(base / "annotations" / part / f"{name}.png", [0, 1, 150])
-
-
-def build_ade20k_full(root):
-    for part, name in (("training", "ADE_train_1"), ("validation", "ADE_val_1")):
-        photo(root / "images_detectron2" / part / f"{name}.jpg")
-        mask(root / "annotations_detectron2" / part / f"{name}.tif", [0, 846, 65535])
-
-
-def build_cityscapes(root):
-    for place in ("train/aachen", "train/bonn", "val/aachen", "val/bonn"):
-        stem = f"{place.rpartition('/')[2]}_000000_000019"
-        photo(root / "leftImg8bit" / place / f"{stem}_leftImg8bit.png")
-        mask(root / "gtFine" / place / f"{stem}_gtFine_labelIds.png", [0, 7, 33, 3, 31])
-        mask(root / "gtFine" / place / f"{stem}_gtFine_instanceIds.png", [0, 7, 26001])
-
-
-def build_camvid(root):
-    for split in ("train", "val", "test"):
-        photo(root / split / "0001TP_1.png")
-        mask(root / f"{split}annot" / "0001TP_1.png", [0, 4, 10, 11])
+def build(name, root):
+    folder, photos, masks, names, values = TREES[name]
+    for stem in names:
+        photo(root / folder / photos.format(stem))
+        mask(root / folder / masks.format(stem), values)
+        if name == "cityscapes":
+            instances = masks.format(stem).replace("labelIds", "instanceIds")
+            mask(root / instances, [0, 7, 26001])
+        if name == "context":
+            listing(root / "VOC2010/ImageSets/SegmentationContext" / f"{stem}.txt", [stem])
 
 
 BUILDERS = {
-    "ade20k": build_ade20k,
-    "ade20k_full": build_ade20k_full,
-    "camvid": build_camvid,
-    "cityscapes": build_cityscapes,
-    "cocostuff164k": build_cocostuff,
-    "coco-object": build_cocostuff,
-    "coco-stuff": build_cocostuff,
-    "context": build_context,
-    "context59": build_context,
-    "context60": build_context,
-    "voc2012": build_voc,
-    "voc20": build_voc,
-    "voc21": build_voc,
+    **{name: partial(build, name) for name in TREES},
+    **dict.fromkeys(("context59", "context60"), partial(build, "context")),
+    **dict.fromkeys(("cocostuff164k", "coco-object", "coco-stuff"), build_cocostuff),
+    **dict.fromkeys(("voc2012", "voc20", "voc21"), build_voc),
 }

@@ -1,20 +1,34 @@
-"""One way to evaluate torch models and bundles: figures, agreement, errors, no torch needed."""
+"""Torch models and bundles are evaluated one way, as papers do, and in studies."""
 
+import hashlib
+import itertools
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from onnx import helper
 from PIL import Image
 
+pytest.importorskip("accelerate")
+
+from benchmarks.papers.__main__ import main as evaluate_as
+from benchmarks.papers.protocol import papers, read_protocol
 from support import tiny, tiny_zegformer
+from support.cells import dense_bundle
 from support.command_line import run as command
-from support.dataset_trees import listing, mask, photo
+from support.dataset_trees import build_voc, listing, mask, photo
 from support.errors import refused
-from tools.scenes import CLASS_NAMES, SceneDataset
+from tools.scenes import CLASS_NAMES, SEEN, SceneDataset, words_of_world
+from tools.studies import clip_pretraining, compare_systems
+from tools.studies.make_demo import DemoConfig, train_demo, write_demo
+from tools.studies.name_draws import measure_bundle
+from tools.studies.small_clip import PretrainingConfig
 from zsseg_rt import Bundle, Engine, EngineConfig
+from zsseg_rt.demo import demo_bundle
 from zsseg_rt.errors import (
     ArgumentError,
     CheckpointError,
@@ -22,9 +36,11 @@ from zsseg_rt.errors import (
     DeviceError,
     VocabularyError,
 )
+from zsseg_rt.evaluation.datasets.published import PUBLISHED
 from zsseg_rt.evaluation.evaluate import EngineSegmenter, evaluate
 from zsseg_rt.models.base import SlideSettings, slide_predict
 from zsseg_rt.training.class_embeddings import embed_phrases
+from zsseg_rt.training.config import TrainConfig
 from zsseg_rt.training.loop.checkpointing import Checkpoint, CheckpointFolder
 from zsseg_rt.training.trained import (
     TorchSegmenter,
@@ -256,3 +272,112 @@ def test_what_a_run_cannot_label_is_refused(run, tmp_path):
         trained_segmenter(tmp_path, NAMES)
     with refused(DeviceError, "device"):
         trained_segmenter(run, NAMES, device="cuda:99")
+
+
+# --- papers' protocols: the lists are the published ones, and one command follows them ---
+
+# First 16 hex digits of the SHA-256 of the official lists (SCLIP's and SC-CLIP's; SFP's).
+HASHES = {
+    "voc21": "80e643a9a1439668",
+    "voc21, people": "3b5987c2d5028cff",
+    "context60": "5e620446a8699f29",
+    "coco-object": "3475d03d61f85ce0",
+    "coco-stuff": "fb98709b9ab1baff",
+    "cityscapes": "6f6782fc1bf92bfd",
+    "cityscapes, people": "8dba4f1e3eeefc37",
+    "ade20k": "e53ded02c488bdb9",
+    "sclip on voc20": "c68f65a2b342397c",
+    "sfp on voc20": "317dafe95650b39e",
+    "sclip on context59": "cd808465f06a1616",
+}
+
+
+def test_names_are_the_published_lists():
+    digests = {}
+    for paper, dataset in itertools.product(papers(), PUBLISHED):
+        try:
+            rules = read_protocol(paper, dataset)
+        except ArgumentError:
+            continue
+        end = " " if dataset == "context60" else ""  # the official file ends in a blank
+        digest = hashlib.sha256(("\n".join(rules.classes) + end).encode()).hexdigest()[:16]
+        shorter = dataset in ("voc20", "context59")
+        digests[f"{paper} on {dataset}" if shorter else rules.names] = digest
+    assert HASHES.items() <= digests.items()
+
+
+@pytest.mark.nightly
+def test_one_command_evaluates_as_a_paper_does(tmp_path, capsys):
+    phrases = list(dict.fromkeys(", ".join(read_protocol("sclip", "voc21").classes).split(", ")))
+    rows = np.random.default_rng(5).normal(size=(len(phrases), 3)).astype(np.float32)
+    pool = helper.make_node(
+        "AveragePool", ["image"], ["embeds"], kernel_shape=[16, 16], strides=[16, 16]
+    )
+    bundle = dense_bundle(
+        tmp_path, [pool], (224, 224), (3, 14, 14), normalize=True, activation="softmax",
+        logit_scale=30.0, text_bank=(phrases, rows / np.linalg.norm(rows, axis=1, keepdims=True)),
+    )  # fmt: skip
+    options = ["--dataset", "voc21", "--root", build_voc(tmp_path), "--partial"]
+    options = [*map(str, [bundle, *options, "--json", tmp_path / "report.json"])]
+    assert evaluate_as([*options, "--paper", "sclip", "--precision", "float32"]) == 0
+    printed = capsys.readouterr().out
+    for text in ("as published: sclip on voc21", "short side of 336", "scale 65, prob_thd 0.1",
+                 "area_thd 0.1", "(56 phrases)", "no text encoder", "mIoU 59.63",
+                 "differs: head: published with sclip; the bundle is"):  # fmt: skip
+        assert text in printed
+    written = json.loads((tmp_path / "report.json").read_text())
+    assert written["segmenter"]["as_published"]["followed"]["area_thd"] == 0.1
+    assert evaluate_as([*options, "--paper", "naclip"]) == 1
+    assert "export dense-clip --clip FILE --head naclip --size 336x448" in capsys.readouterr().err
+
+
+# --- studies and tools that make what ships: a run of the least size of each ---
+
+CLIP = PretrainingConfig(
+    steps=3, batch_size=4, warmup_steps=1, checkpoint_interval=2, view_size=32, whole_every=2,
+    width=64, num_layers=1, text_width=64, text_layers=1, embed_dim=32,
+)  # fmt: skip
+
+
+@pytest.mark.nightly
+def test_the_demo_is_made_with_its_words_and_history(tmp_path):
+    clip = clip_pretraining.pretrain(CLIP, tmp_path, num_workers=0)
+    config = DemoConfig(iterations=2, batch_size=2, warmup_steps=1, num_prompts=2, num_scenes=4)
+    model = train_demo(clip, config, tmp_path / "run")
+    bundle = Bundle.load(write_demo(model, clip, config, tmp_path, commit="abc"))
+    bundle.verify()
+    assert bundle.text.words == words_of_world()
+    assert bundle.head.seen == tuple(CLASS_NAMES[index] for index in SEEN)
+    assert json.loads(bundle.provenance["source"])["commit"] == "abc"
+
+
+def test_the_bundle_that_ships_is_measured_with_its_record():
+    root = Path(__file__).resolve().parents[2]
+    report = measure_bundle(demo_bundle("scenes"), draws=[0], length=4, root=root)
+    assert all((report["bundle_sha256"], report["commit"], report["machine"]["cpu"]))
+    assert report["summary"]["others"]["mIoU(U)"]["mean"] == report["draws"][0]["others"]["mIoU(U)"]
+
+
+@pytest.mark.parametrize("name", compare_systems.list_comparisons())
+def test_comparisons_name_what_can_be_trained(name):
+    study = compare_systems.Comparison.load(name)
+    for variant in study.variants:
+        TrainConfig.from_dict(compare_systems.merge(study.shared, variant.changes))
+    assert len(study.variants) > 1
+
+
+def test_a_comparison_keeps_figures_of_its_settings_alone(tmp_path):
+    small = {"evaluation": {"options": {"size": 64, "length": 2}}}
+    study = compare_systems.Comparison(
+        shared={
+            "data": {"name": "scenes", "options": {"size": 64, "length": 8}},
+            "model": {"architecture": "dense_clip", "options": {"pretrained": "demo"}},
+            **small,
+        },
+        variants=(compare_systems.Variant(name="clip", title="untrained", trained=False),),
+    )
+    (run,) = compare_systems.run(study, tmp_path)
+    assert json.loads((tmp_path / "clip" / "figures.json").read_text()) == run.metrics
+    assert "| untrained | 1 |" in compare_systems.markdown_table(study, [run])
+    with refused(ArgumentError, None, "evaluation.options"):
+        compare_systems.run(study, tmp_path, changes={"evaluation": {"options": {"length": 1}}})

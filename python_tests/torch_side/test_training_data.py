@@ -12,6 +12,7 @@ from torchvision import tv_tensors
 
 from support.errors import refused
 from support.toy_training import alike
+from tools.scenes import SceneDataset
 from zsseg_rt.errors import ArgumentError, DatasetError
 from zsseg_rt.evaluation.datasets import Sample
 from zsseg_rt.training.data import (
@@ -257,25 +258,17 @@ def test_bad_settings_are_named(kind, argument, value):
 AUGMENTATION = FitInsideAugmentation(crop_hw=(16, 24), scale=(128, 32))
 
 
-class Noise:
-    name = "noise"
-    class_names = ("a", "b", "c")
-    seen = (0, 1)
-    ignore_label = 255
+class Scenes(SceneDataset):
+    """Eleven, one of which may be bad."""
 
-    def __init__(self, length=11, bad=None):
-        self.length = length
+    def __init__(self, bad=None):
+        super().__init__("val", size=64, length=11)
         self.bad = bad
-
-    def __len__(self):
-        return self.length
 
     def __getitem__(self, index):
         if index == self.bad:
             raise DatasetError(f"masks/{index}.png: expected values 0..2, got 9. Correct the mask.")
-        rng = np.random.default_rng(index)
-        image = rng.integers(0, 256, (30, 40, 3)).astype(np.uint8)
-        return Sample(image, rng.integers(0, 3, (30, 40)).astype(np.uint8), f"noise-{index}")
+        return super().__getitem__(index)
 
 
 def batches_of(loader, count):
@@ -286,7 +279,7 @@ def loader_of(seed=0, num_workers=0, **options):
     options = {"batch_size": 4} | options
     sampler = EpochSampler(11, seed, **options)
     return make_loader(
-        TrainingSamples(Noise(), AUGMENTATION, seed), sampler, num_workers=num_workers
+        TrainingSamples(Scenes(), AUGMENTATION, seed), sampler, num_workers=num_workers
     )
 
 
@@ -296,9 +289,9 @@ def test_batches_have_the_stated_layout_and_order():
     assert [part.shape for part in parts] == [(4, 3, 16, 24), (4, 16, 24), (4, 2)]
     assert [part.dtype for part in parts] == [torch.uint8, torch.int64, torch.int64]
     assert len(set(batch.names)) == 4
-    samples = TrainingSamples(Noise(), AUGMENTATION, 0)
+    samples = TrainingSamples(Scenes(), AUGMENTATION, 0)
     batch = collate([samples[0, 4], samples[1, 2]])
-    assert batch.names == ("noise-4", "noise-2")
+    assert batch.names == ("scenes/val/000004", "scenes/val/000002")
     assert torch.equal(batch.labels[1], samples[1, 2].labels)
 
 
@@ -349,7 +342,7 @@ def test_an_epoch_holds_every_picture_once(batch_size, length):
 def test_errors_of_the_data_come_out_as_they_are(num_workers):
     sampler = EpochSampler(11, 0, batch_size=11)
     loader = make_loader(
-        TrainingSamples(Noise(bad=3), AUGMENTATION, 0), sampler, num_workers=num_workers
+        TrainingSamples(Scenes(bad=3), AUGMENTATION, 0), sampler, num_workers=num_workers
     )
     with pytest.raises(
         DatasetError, match=r"^masks/3\.png: expected values .* Correct the mask\.$"

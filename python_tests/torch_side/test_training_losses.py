@@ -105,11 +105,6 @@ def test_segments_without_any_class_should_be_nothing_and_nan_stays_nan():
 SEEN = (0, 2, 5)
 
 
-def protocol(name: str, **changes) -> LabelProtocol:
-    settings = {"num_classes": 6, "seen": SEEN, "ignore_label": 255}
-    return LabelProtocol(name, **settings | changes)
-
-
 @pytest.mark.parametrize(
     ("name", "rows", "expected"),
     [
@@ -119,7 +114,7 @@ def protocol(name: str, **changes) -> LabelProtocol:
     ],
 )
 def test_labels_and_queries(name, rows, expected):
-    rule = protocol(name)
+    rule = LabelProtocol(name, num_classes=6, seen=SEEN)
     labels = rule.prepare(torch.tensor([0, 1, 2, 3, 4, 5, 255]))
     assert labels.tolist() == expected
     embeds = torch.randn(6, 4)
@@ -127,12 +122,12 @@ def test_labels_and_queries(name, rows, expected):
 
 
 def test_many_classes_have_another_ignore_label():
-    rule = protocol("inductive", num_classes=300, seen=range(290), ignore_label=65535)
+    rule = LabelProtocol("inductive", num_classes=300, seen=range(290), ignore_label=65535)
     labels = rule.prepare(torch.tensor([255, 289, 290, 65535]))
     assert labels.tolist() == [255, 289, 65535, 65535]
     for name, seen in (("inductive", ()), ("transductive", range(6))):
         with refused(ArgumentError, "seen"):
-            protocol(name, seen=seen)
+            LabelProtocol(name, num_classes=6, seen=seen)
 
 
 # Sums of at most 86,016 float32 terms in another order; worst seen 1.1e-7.
@@ -215,16 +210,13 @@ def close(actual: torch.Tensor, expected: np.ndarray, tolerance: float) -> None:
     assert actual.item() == pytest.approx(float(expected), rel=tolerance, abs=0)
 
 
-def test_official_losses(step):
+def test_official_losses_and_gradients(step):
     official = OF_ZEGFORMER if step.system == "zegformer" else OFFICIAL
     files = step.vectors.files
     assert step.terms.keys() == {n for n, key in official.items() if f"{step.run}/{key}" in files}
     for name, value in step.terms.items():
         close(value, step.golden(official[name]), LOSS_TOLERANCE)
     close(sum(step.terms.values()), step.golden("loss_total"), LOSS_TOLERANCE)
-
-
-def test_official_gradients(step):
     prefix = f"{step.run}/gradnorm/"
     norms = {k.removeprefix(prefix): step.vectors[k] for k in step.vectors.files if prefix in k}
     assert norms
@@ -252,18 +244,15 @@ def test_descriptor_masks_labels_and_parameters(step):
     (group,) = step.task.parameter_groups()
     assert (group["lr"], group["weight_decay"]) == (2e-4, 0.01)
     assert set(map(id, group["params"])) == set(map(id, trained.values()))
-
-
-@pytest.mark.parametrize("step", DESCRIPTOR_STEPS[2:], indirect=True, ids="-".join)
-def test_recovery(step):
     recovery = step.outputs[0].recovery
-    for recovered, targets, key in (
-        (recovery.queries, recovery.query_targets, "q"),
-        (recovery.patches, recovery.patch_targets, "lateral"),
-    ):
-        assert_close(recovered.detach(), step.golden(key))
-        assert_close(targets, step.golden(f"ori_{key}"))
-        assert not targets.requires_grad
+    assert (recovery is not None) == (step.system == "clip_rc")
+    if recovery is not None:
+        assert_close(recovery.queries.detach(), step.golden("q"))
+        assert_close(recovery.patches.detach(), step.golden("lateral"))
+        assert_close(recovery.query_targets, step.golden("ori_q"))
+        assert_close(recovery.patch_targets, step.golden("ori_lateral"))
+        assert not recovery.query_targets.requires_grad
+        assert not recovery.patch_targets.requires_grad
 
 
 @pytest.mark.parametrize("step", [("zegformer", "train")], indirect=True, ids="-".join)
@@ -306,14 +295,9 @@ def task(tmp_path):
     return build
 
 
-def batch(system="zegclip", size=(64, 64), num_images=2):
+def batch(system="zegclip", num_images=2):
     """Images whose halves are two classes, with a frame that is not annotated."""
-    if system == "zegformer":
-        size = (48, 72)
-        images = torch.stack([tiny_zegformer.image(*size, salt=salt) for salt in "ab"])
-        labels = torch.full((2, *size), 255)
-        labels[:, 4:20, 8:40], labels[:, 24:40, 8:60], labels[1, 10:30, 50:70] = 1, 4, 6
-        return Batch(images, torch.tensor([size] * 2), labels, ("a", "b"))
+    size = (48, 72) if system == "zegformer" else (64, 64)
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (num_images, 3, *size), generator=generator)
     labels = torch.full((num_images, *size), 255)
@@ -324,22 +308,21 @@ def batch(system="zegclip", size=(64, 64), num_images=2):
     return Batch(images.to(torch.uint8), torch.tensor([size] * num_images), labels, names)
 
 
-def test_losses_of_the_cosine_head_fall(task):
+def test_the_loss_of_the_cosine_head_falls(task):
     """Of the others, gradients are compared with the official ones."""
     one, data, losses = task("cosine_head", learning_rate=1e-3), batch(), []
     optimizer = torch.optim.AdamW(one.parameter_groups())
     for _ in range(12):
-        total = sum(one(data).values())
+        losses.append(one(data)["cross_entropy"])
         optimizer.zero_grad()
-        total.backward()
+        losses[-1].backward()
         optimizer.step()
-        losses.append(total.item())
     assert losses[-1] < losses[0]
 
 
 @pytest.mark.parametrize("system", UNSEEN_OF)
 def test_inductive_training_cannot_tell_unseen_classes_from_nothing(task, system):
-    one, data = task(system), batch(system, num_images=4)
+    one, data = task(system), batch(system, num_images=5)
     labels = data.labels.clone()
     labels[torch.isin(labels, torch.tensor(UNSEEN_OF[system]))] = 255
     assert (labels != data.labels).any()
@@ -363,11 +346,11 @@ def test_a_stride_looks_at_every_so_many_th_label(task):
     torch.testing.assert_close(losses, expected)
 
 
-@pytest.mark.parametrize(("system", "colour"), [("zegclip", (0, 255)), ("zegformer", (128, 128))])
-def test_padding_is_the_mean_colour_whatever_its_pixels(task, system, colour):
+@pytest.mark.parametrize("system", ["zegclip", "zegformer"])
+def test_padding_is_the_mean_colour_whatever_its_pixels(task, system):
     one, data = task(system), batch(system)
     images = data.images.clone()
-    images[0, :, :, 40:], images[1, :, 33:] = colour
+    images[0, :, :, 40:], images[1, :, 33:] = 0, 255
     data = replace(data, valid_hw=torch.tensor([[images.shape[2], 40], [33, images.shape[3]]]))
     assert one(data) == one(replace(data, images=images))
 
