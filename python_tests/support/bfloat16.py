@@ -22,31 +22,22 @@ def widened(bits: np.ndarray) -> np.ndarray:
 
 
 class Bfloat16Array:
-    """An array of bits as a library with a bfloat16 type would hand it over."""
+    """An array of bits, on any device, as a library with a bfloat16 type would hand it over."""
 
     def __init__(self, bits: Any) -> None:
-        """Keep an array of uint16 on any device."""
         self.bits = bits
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        """Where the bits are."""
         kind, index = self.bits.__dlpack_device__()
         return int(kind), int(index)
 
     def __dlpack__(self, **wishes: Any) -> Any:
-        """The bits' capsule, with another type in it."""
-        capsule = self.bits.__dlpack__(**wishes)
-        name_of, pointer_of = (
-            ctypes.pythonapi.PyCapsule_GetName,
-            ctypes.pythonapi.PyCapsule_GetPointer,
-        )
-        name_of.restype, name_of.argtypes = ctypes.c_char_p, [ctypes.py_object]
-        pointer_of.restype, pointer_of.argtypes = (
-            ctypes.c_void_p,
-            [ctypes.py_object, ctypes.c_char_p],
-        )
-        name = name_of(capsule)
-        code = ctypes.c_uint8.from_address(pointer_of(capsule, name) + CODE_AT[name])
+        capsule, api = self.bits.__dlpack__(**wishes), ctypes.pythonapi
+        get_name = ctypes.PYFUNCTYPE(ctypes.c_char_p, ctypes.py_object)
+        get_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)
+        name = get_name(("PyCapsule_GetName", api))(capsule)
+        pointer = get_pointer(("PyCapsule_GetPointer", api))(capsule, name)
+        code = ctypes.c_uint8.from_address(pointer + CODE_AT[name])
         assert code.value == DLPACK_UINT
         code.value = DLPACK_BFLOAT
         return capsule

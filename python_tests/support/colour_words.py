@@ -12,10 +12,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-GRID_HW = (64, 64)
-PATCH = 4
-LOGIT_SCALE = 50.0  # softmax sharpness: colours 0.2 apart get scores near 0.9
-
 # sRGB values in 0..255 of common colour words, most from the CSS Color Module's named colours.
 COLOUR_WORDS: dict[str, tuple[int, int, int]] = {
     "black": (10, 10, 10),
@@ -54,17 +50,16 @@ def write_encoder(path: Path) -> None:
 
     from support.graphs import write_graph
 
-    height, width = GRID_HW
-    pooled = {"kernel_shape": [PATCH] * 2, "strides": [PATCH] * 2}
+    pooled = {"kernel_shape": [4, 4], "strides": [4, 4]}
     write_graph(
         path,
         [
             helper.make_node("AveragePool", ["image"], ["colour"], **pooled),
             helper.make_node("Concat", ["colour", "one"], ["embeds"], axis=1),
         ],
-        {"image": (TensorProto.FLOAT, (1, 3, height * PATCH, width * PATCH))},
-        {"embeds": (TensorProto.FLOAT, (1, 4, height, width))},
-        {"one": np.ones((1, 1, height, width), np.float32)},
+        {"image": (TensorProto.FLOAT, (1, 3, 256, 256))},
+        {"embeds": (TensorProto.FLOAT, (1, 4, 64, 64))},
+        {"one": np.ones((1, 1, 64, 64), np.float32)},
     )
 
 
@@ -73,36 +68,18 @@ def export_colour_bundle(path: Path) -> Path:
     from zsseg_rt.export import export_dense_bundle
 
     with tempfile.TemporaryDirectory() as folder:
-        encoder = Path(folder) / "colour_words.onnx"
-        write_encoder(encoder)
+        write_encoder(Path(folder) / "colour_words.onnx")
         return export_dense_bundle(
-            encoder,
+            Path(folder) / "colour_words.onnx",
             path,
-            image_size=GRID_HW[0] * PATCH,
+            image_size=256,
             mean=(0.0, 0.0, 0.0),
             std=(1.0, 1.0, 1.0),
             embed_output="embeds",
             text_bank=colour_embeds(),
             normalize=False,
             activation="softmax",
-            logit_scale=LOGIT_SCALE,
+            logit_scale=50.0,  # colours 0.2 apart get scores near 0.9
             space="colour",
             licence="Apache-2.0",
         )
-
-
-def write_flags(root: Path, *names: str, count: int = 1) -> Path:
-    """Write a data set of colours' stripes, 60x30, whose first row has no label."""
-    import cv2
-
-    (root / "images").mkdir(parents=True)
-    (root / "masks").mkdir()
-    (root / "classes.txt").write_text("\n".join(names))
-    colours = np.array([COLOUR_WORDS[name.split(",")[0]] for name in names], np.uint8)
-    for index in range(count):
-        order = np.roll(np.arange(len(names), dtype=np.uint8), index)
-        labels = order.repeat(60 // len(names))[None].repeat(30, axis=0)
-        cv2.imwrite(str(root / "images" / f"{index}.png"), colours[labels][..., ::-1])
-        labels[0] = 255
-        cv2.imwrite(str(root / "masks" / f"{index}.png"), labels)
-    return root

@@ -3,7 +3,6 @@
 from io import BytesIO
 from pathlib import Path
 
-import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
@@ -52,15 +51,4 @@ def write_two_inputs(path: Path) -> Path:
             "scores": (TensorProto.FLOAT, [1, "classes", 3]),
             "doubled": (TensorProto.FLOAT, [1, 3, 4]),
         },
-    )
-
-
-def write_scale(path: Path, factor: float = 3.0) -> Path:
-    """``x`` float32 [8] to ``y`` = factor * x, the factor a weight that fills a cache file."""
-    return write_graph(
-        path,
-        [helper.make_node("MatMul", ["x", "w"], ["y"])],
-        {"x": (TensorProto.FLOAT, [1, 64])},
-        {"y": (TensorProto.FLOAT, [1, 64])},
-        {"w": (factor * np.eye(64)).astype(np.float32)},
     )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from support import tiny
 from support.tiny_zeroseg import zeroseg_model
@@ -19,33 +19,29 @@ from zsseg_rt.export.bundle_writer import write_manifest, write_model_bundle
 from zsseg_rt.export.exporters import EXPORTERS
 from zsseg_rt.export.graph_files import save_graphs
 from zsseg_rt.export.options import read_options
-from zsseg_rt.models import create_model
+from zsseg_rt.models import from_official
 from zsseg_rt.onnx.reader import map_file, read_network
 
 STORED = Path(__file__).parents[1] / "bundles" / "v1"
 NAMES = [f"name {index}" for index in range(7)]
-FAMILIES = ("dense", "zegclip", "clip_rc", "zeroseg")
 
 
-def make_model(family: str, folder: Path) -> Any:
-    """A tiny model of the architecture."""
-    if family == "zegclip":
-        return tiny.zegclip_model()
-    if family == "clip_rc":
-        return tiny.clip_rc_model()
-    if family == "zeroseg":
-        return zeroseg_model()
-    sizes = tiny.TinySizes(text_vocab=49408, text_length=77)
-    path = folder / "clip.pt"
-    torch.save(tiny.clip_state_dict(sizes), path)
-    heads = {"num_heads": sizes.num_heads, "text_heads": sizes.text_heads}
-    return create_model("dense_clip", pretrained=path, activation="quick_gelu", **heads,
-                        image_size=(64, 96), head="maskclip")  # fmt: skip
+def _dense() -> Any:
+    weights = tiny.clip_state_dict(tiny.TinySizes(text_vocab=49408, text_length=77))
+    heads = {"num_heads": 4, "text_heads": 4, "head": "maskclip", "activation": "quick_gelu"}
+    return from_official("dense_clip", weights, image_size=(64, 96), **heads)
 
 
-def half_and_wide(family: str, folder: Path, **settings: Any) -> tuple[Path, Path]:
+FAMILIES = {
+    "dense": _dense, "zegclip": tiny.zegclip_model, "clip_rc": tiny.clip_rc_model,
+    "zeroseg": zeroseg_model,
+}  # fmt: skip
+
+
+def half_and_wide(family: str, folder: Path) -> tuple[Path, Path]:
     """A bundle of float16 graphs with inputs and outputs in float16, and one with float32 ones."""
-    options: dict[str, Any] = {
+    model = FAMILIES[family]()
+    asked: dict[str, Any] = {
         "precisions": ("float16",),
         "templates": ["a {}"],
         "text_encoder": None,
@@ -53,15 +49,14 @@ def half_and_wide(family: str, folder: Path, **settings: Any) -> tuple[Path, Pat
         "class_names": NAMES,
         "verify": False,  # float16 weights computed in float32 are judged as float32
     }
-    model = make_model(family, folder)
     exporter = EXPORTERS[model.architecture]
-    export_options = read_options(options | settings, exporter.reads, model.architecture)
-    exported = exporter.export(model.eval(), export_options)
-    half = write_model_bundle(folder / f"{family}-half.zsseg", lambda: exported, export_options)
+    options = read_options(asked, exporter.reads, model.architecture)
+    exported = exporter.export(model.eval(), options)
+    half = write_model_bundle(folder / f"{family}-half.zsseg", lambda: exported, options)
     with pytest.MonkeyPatch.context() as patch:
         none = {n: replace(f, half_tensors=()) for n, f in bundle_specs.FAMILIES.items()}
         patch.setattr(bundle_writer, "FAMILIES", none)
-        wide = write_model_bundle(folder / f"{family}-wide.zsseg", lambda: exported, export_options)
+        wide = write_model_bundle(folder / f"{family}-wide.zsseg", lambda: exported, options)
     return half, wide
 
 
@@ -69,12 +64,11 @@ def stored_in_half(name: str, folder: Path) -> Path:
     """A stored bundle whose float32 graphs became float16 graphs with float16 edges."""
     path = Path(shutil.copytree(STORED / f"{name}.zsseg", folder / f"{name}.zsseg"))
     bundle = Bundle.load(path)
-    graphs = dict(bundle.graphs)
-    for graph in set(graphs) - {"text_encoder"}:
-        wide = read_network(map_file(path / bundle.graph(graph, "float32").file))
-        half = bundle_specs.FAMILIES[bundle.family].half_tensors
-        graphs[graph] = save_graphs({graph: lambda wide=wide: wide}, path, ("float16",), half)[
-            graph
-        ]
+    networks = {
+        graph: partial(read_network, map_file(path / bundle.graph(graph, "float32").file))
+        for graph in set(bundle.graphs) - {"text_encoder"}
+    }
+    half = bundle_specs.FAMILIES[bundle.family].half_tensors
+    graphs = {**bundle.graphs, **save_graphs(networks, path, ("float16",), half)}
     write_manifest(path, replace(bundle, graphs=graphs))
     return path

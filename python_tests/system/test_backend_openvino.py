@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 from support.command_line import python
 from support.cpus import stand_in
 from support.errors import refused
-from support.graphs import write_graph, write_scale
+from support.graphs import write_graph
 from zsseg_rt.backends import _openvino
 from zsseg_rt.backends._openvino import BACKEND, RAISED, problem, process_core
 from zsseg_rt.backends.base import BackendOptions
@@ -19,6 +19,15 @@ from zsseg_rt.doctor import examine
 from zsseg_rt.errors import PrecisionNotApplied
 
 pytest.importorskip("openvino")
+
+
+def write_scale(path, factor=3.0):
+    """``x`` to ``y`` = factor * x, the factor a weight that fills a cache file."""
+    row = (TensorProto.FLOAT, [1, 64])
+    weights = {"w": (factor * np.eye(64)).astype(np.float32)}
+    return write_graph(
+        path, [helper.make_node("MatMul", ["x", "w"], ["y"])], {"x": row}, {"y": row}, weights
+    )
 
 
 @pytest.fixture
