@@ -6,14 +6,15 @@ rebuild any tensor from its key and shape.
 
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from zsseg_rt.models import from_official
-from zsseg_rt.models.descriptor.model import ClipRC, ZegCLIP
 from zsseg_rt.torch_files.official import CELLS, CROSS_LAYERS, PROMPTS
 from zsseg_rt.torch_files.shapes import IMAGE_TOWER, TEXT_TOWER, expand, under
 
@@ -84,7 +85,7 @@ class TinySizes:
     text_length: int = 16
     text_heads: int = 4
     text_layers: int = 2
-    seen: tuple[int, ...] = field(default=(0, 1, 3, 4, 6))
+    seen: tuple[int, ...] = (0, 1, 3, 4, 6)
 
     @property
     def image_size(self) -> int:
@@ -95,8 +96,19 @@ class TinySizes:
 Shapes = dict[str, tuple[int, ...]]
 
 
-_UNREAD = "layers.#.self_attn.in_proj_ 3Q Q\nlayers.#.self_attn.out_proj. Q Q\nlayers.#.norm1. Q\n"
+_LAYERS = (
+    CROSS_LAYERS
+    + "layers.#.self_attn.in_proj_ 3Q Q\nlayers.#.self_attn.out_proj. Q Q\nlayers.#.norm1. Q\n"
+)
 _RECOVERY = "linear_q_in. Q Q\nlinear_k_in. Q Q\nlinear_q_out. 2Q Q\nlinear_k_out. Q Q\n"
+_RECOVERY += "".join(under(f"decouple_{side}.", _LAYERS.replace("layers.", "")) for side in "qv")
+_HEADS = {
+    "zegclip": "loss_decode.criterion.empty_weight E\n" + under("decoder_1.", _LAYERS),
+    "clip_rc": "lateral_proj. Q 3D\n"
+    + under("decoder_q.", _LAYERS)
+    + under("decoder_v.", _LAYERS)
+    + under("recovery_decoder.", _RECOVERY),
+}
 
 
 def expanded(table: str, sizes: TinySizes) -> Shapes:
@@ -123,36 +135,22 @@ def visual_shapes(prefix: str, sizes: TinySizes) -> Shapes:
     return {prefix + key.removeprefix("visual."): shape for key, shape in shapes.items()}
 
 
-def _official(backbone: str, head: str) -> str:
-    return (
-        under("backbone.", IMAGE_TOWER + PROMPTS + backbone)
-        + under("decode_head.", head)
-        + under("text_encoder.", TEXT_TOWER)
-    )
-
-
-def zegclip_shapes(sizes: TinySizes | None = None) -> Shapes:
-    """Every key of an official checkpoint with its shape."""
-    head = "q_proj. Q 2D\nloss_decode.criterion.empty_weight E\n"
-    head += under("decoder_1.", CROSS_LAYERS + _UNREAD)
-    return expanded(_official("", head), sizes or TinySizes())
-
-
-def clip_rc_shapes(sizes: TinySizes | None = None) -> Shapes:
-    """Every key of an official CLIP-RC checkpoint with its shape."""
-    head = "q_proj. Q 2D\nlateral_proj. Q 3D\n" + under("recovery_decoder.", _RECOVERY)
-    layers = CROSS_LAYERS + _UNREAD
-    for side in "qv":
-        head += under(f"decoder_{side}.", layers)
-        head += under(f"recovery_decoder.decouple_{side}.", layers.replace("layers.", ""))
-    return expanded(_official(CELLS, head), sizes or TinySizes())
-
-
-def zegclip_state_dict(sizes: TinySizes | None = None, salt: str = "") -> dict[str, Tensor]:
+def _state_dict(
+    architecture: str, sizes: TinySizes | None = None, salt: str = ""
+) -> dict[str, Tensor]:
     """A tiny official checkpoint's ``state_dict``, lively enough for its masks to differ."""
-    sizes = sizes or TinySizes()
-    gains = [("multihead_attn.k.weight", sizes.embed_dim**0.5)]
-    return rule_state_dict(zegclip_shapes(sizes), salt, gains)
+    sizes, is_zegclip = sizes or TinySizes(), architecture == "zegclip"
+    table = under("backbone.", IMAGE_TOWER + PROMPTS + ("" if is_zegclip else CELLS))
+    table += under("decode_head.", "q_proj. Q 2D\n" + _HEADS[architecture])
+    table += under("text_encoder.", TEXT_TOWER)
+    last_norm = f"decoder_q.layers.{sizes.decoder_layers - 1}.norm3."
+    gain = ("multihead_attn.k.weight", sizes.embed_dim**0.5)
+    if not is_zegclip:
+        gain = (last_norm, 0.1 * (512 / sizes.embed_dim) ** 0.5)
+    return rule_state_dict(expanded(table, sizes), salt, [gain])
+
+
+zegclip_state_dict, clip_rc_state_dict = (partial(_state_dict, name) for name in _HEADS)
 
 
 def zegclip_config(sizes: TinySizes | None = None) -> dict[str, object]:
@@ -166,28 +164,15 @@ def zegclip_config(sizes: TinySizes | None = None) -> dict[str, object]:
     }
 
 
-def zegclip_model(sizes: TinySizes | None = None, salt: str = "", **config: object) -> ZegCLIP:
-    """A tiny ZegCLIP with text tower, in evaluation mode."""
-    arguments = zegclip_config(sizes) | config
-    model = from_official("zegclip", zegclip_state_dict(sizes, salt), **arguments)
-    assert isinstance(model, ZegCLIP)
-    return model
+def _model(
+    architecture: str, sizes: TinySizes | None = None, salt: str = "", **config: object
+) -> Any:
+    """A tiny model with text tower, in evaluation mode."""
+    weights = _state_dict(architecture, sizes, salt)
+    return from_official(architecture, weights, **zegclip_config(sizes) | config)
 
 
-def clip_rc_state_dict(sizes: TinySizes | None = None, salt: str = "") -> dict[str, Tensor]:
-    """A tiny official CLIP-RC checkpoint's ``state_dict``."""
-    sizes = sizes or TinySizes()
-    last_norm = f"decoder_q.layers.{sizes.decoder_layers - 1}.norm3."
-    gains = [(last_norm, 0.1 * (512 / sizes.embed_dim) ** 0.5)]
-    return rule_state_dict(clip_rc_shapes(sizes), salt, gains)
-
-
-def clip_rc_model(sizes: TinySizes | None = None, salt: str = "", **config: object) -> ClipRC:
-    """A tiny CLIP-RC with text tower, in evaluation mode."""
-    arguments = zegclip_config(sizes) | config
-    model = from_official("clip_rc", clip_rc_state_dict(sizes, salt), **arguments)
-    assert isinstance(model, ClipRC)
-    return model
+zegclip_model, clip_rc_model = (partial(_model, name) for name in _HEADS)
 
 
 def clip_state_dict(sizes: TinySizes | None = None, salt: str = "") -> dict[str, Tensor]:

@@ -87,10 +87,8 @@ def test_regions_vote_on_the_grid_as_they_do_for_labels():
     assert (best[rows][:, columns] == seg.labels).mean() > 0.8  # resized after, not before
 
 
-def test_without_being_asked_for_there_are_none(colour_bundle):
-    with Engine(colour_bundle, EngineConfig(device="cpu", use_cache=False)) as engine:
-        engine.set_classes(["red", "blue"])
-        seg = engine.segment(FRAME)
+def test_without_being_asked_for_there_are_none(cells):
+    seg = label(cells, ["red", "blue"], FRAME)
     assert seg.class_scores is None
     with refused(ArgumentError, "class_scores"):
         seg.top_k(1)
@@ -118,49 +116,45 @@ def label(bundle, classes, frame, **settings):
         return engine.segment(frame)
 
 
-@pytest.fixture
-def frame():
-    return image(120, 160)
+def corners(last):
+    """A grey frame whose first corner is red, and whose last is of another colour."""
+    frame = np.full((120, 120, 3), 128, np.uint8)
+    frame[:40, :40], frame[80:, 80:] = (250, 20, 20), last
+    return frame
 
 
-@pytest.fixture(params=["descriptor", "aggregation", "dense"])
-def named(request):
-    return (Bundle.demo(), THINGS) if request.param == "dense" else stored(request.param)
+BLUE = (20, 20, 250)
 
 
-def test_as_many_candidates_as_names_change_nothing(named, frame):
-    bundle, names = named
-    settings = {"with_scores": True, "with_class_scores": "low"}
+@pytest.mark.parametrize("family", ["descriptor", "aggregation", "dense"])
+def test_labels_are_those_of_the_candidates_alone(family):
+    bundle, names = (Bundle.demo(), THINGS) if family == "dense" else stored(family)
+    frame, settings = image(120, 160), {"with_scores": True, "with_class_scores": "low"}
     plain = label(bundle, names, frame, **settings)
     assert plain.candidates is None
     seg = label(bundle, names, frame, max_candidates=len(names), **settings)
     assert seg.candidates == seg.names
     for part in ("labels", "scores", "class_scores"):
         np.testing.assert_array_equal(getattr(seg, part), getattr(plain, part))
-
-
-@pytest.mark.parametrize("most", [1, 3])
-def test_labels_are_those_of_the_candidates_alone(named, most, frame):
-    bundle, names = named
-    seg = label(bundle, names, frame, max_candidates=most, with_scores=True)
-    assert len(seg.candidates) == most
-    assert list(seg.candidates) == [name for name in seg.names if name in seg.candidates]
-    subset = [name for name, shown in zip(names, seg.names, strict=True) if shown in seg.candidates]
-    alone = label(bundle, subset, frame, with_scores=True)
-    labelled = alone.labels != alone.unknown
-    assert labelled.any()
-    table = np.array([seg.names.index(name) for name in alone.names])
-    assert np.array_equal(seg.labels != seg.unknown, labelled)
-    assert np.array_equal(seg.labels[labelled], table[alone.labels[labelled]])
-    np.testing.assert_allclose(seg.scores, alone.scores, atol=1e-5)
+    for most in (1, 3):
+        seg = label(bundle, names, frame, max_candidates=most, with_scores=True)
+        assert len(seg.candidates) == most
+        subset = [name for name, shown in zip(names, seg.names, strict=True)
+                  if shown in seg.candidates]  # fmt: skip
+        alone = label(bundle, subset, frame, with_scores=True)
+        assert seg.candidates == alone.names  # in their order
+        labelled = alone.labels != alone.unknown
+        assert labelled.any()
+        table = np.array([seg.names.index(name) for name in alone.names])
+        assert np.array_equal(seg.labels != seg.unknown, labelled)
+        assert np.array_equal(seg.labels[labelled], table[alone.labels[labelled]])
+        np.testing.assert_allclose(seg.scores, alone.scores, atol=1e-5)
 
 
 def test_candidates_are_those_nearest_to_some_cell(cells):
-    frame = np.full((120, 120, 3), 128, np.uint8)
-    frame[:40, :40] = (250, 20, 20)
-    frame[80:, 80:] = (20, 20, 250)
+    frame, config = corners(BLUE), EngineConfig(device="cpu", use_cache=False, max_candidates=1)
     assert label(cells, NAMES, frame, max_candidates=2).candidates == ("red", "blue")
-    with Engine(cells, EngineConfig(device="cpu", use_cache=False, max_candidates=1)) as engine:
+    with Engine(cells, config) as engine:
         engine.set_classes([["green", "red"], "grey"], background=["blue"])  # which stays
         seg = engine.segment(frame)
     assert seg.candidates == ("green",)  # by its best synonym
@@ -180,10 +174,7 @@ def test_windows_and_letterboxes_take_candidates_too(cells):
 
 
 def test_a_memory_carries_candidates_from_frame_to_frame(cells):
-    frame = np.full((120, 120, 3), 128, np.uint8)
-    frame[:40, :40], frame[80:, 80:] = (250, 20, 20), (20, 20, 250)
-    weaker = frame.copy()
-    weaker[80:, 80:] = (20, 200, 90)
+    frame, weaker = corners(BLUE), corners((20, 200, 90))
     with engine_of(cells, NAMES, max_candidates=2) as engine:
         alone = engine.segment(weaker).candidates
         memory = FrameMemory(steady=False, skip_still=True)

@@ -6,27 +6,24 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
-torch = pytest.importorskip("torch")
-onnx = pytest.importorskip("onnx")
-
-from onnx import TensorProto, helper  # noqa: E402
-
-from conftest import require_cuda  # noqa: E402
-from support.errors import refused  # noqa: E402
-from support.fakes import edit_manifest  # noqa: E402
-from support.graphs import to_float16, write_graph  # noqa: E402
-from support.half_bundles import FAMILIES, NAMES, half_and_wide  # noqa: E402
-from support.host_backend import host_backend  # noqa: E402
-from zsseg_rt import Bundle, Engine, EngineConfig  # noqa: E402
-from zsseg_rt.backends.base import BackendOptions  # noqa: E402
-from zsseg_rt.backends.registry import check_connections, get_backend  # noqa: E402
-from zsseg_rt.bundles import specs as bundle_specs  # noqa: E402
-from zsseg_rt.errors import BundleError  # noqa: E402
-from zsseg_rt.ops.reference import upsample_bilinear  # noqa: E402
-from zsseg_rt.runtime.families.registry import create_family  # noqa: E402
-from zsseg_rt.runtime.workspace import Workspace  # noqa: E402
+from conftest import require_cuda
+from support.errors import refused
+from support.fakes import edit_manifest
+from support.graphs import to_float16, write_graph
+from support.half_bundles import FAMILIES, NAMES, half_and_wide
+from support.host_backend import host_backend
+from zsseg_rt import Bundle, Engine, EngineConfig
+from zsseg_rt.backends.base import BackendOptions
+from zsseg_rt.backends.registry import check_connections, get_backend
+from zsseg_rt.bundles import specs as bundle_specs
+from zsseg_rt.errors import BundleError
+from zsseg_rt.ops.reference import upsample_bilinear
+from zsseg_rt.runtime.families.registry import create_family
+from zsseg_rt.runtime.workspace import Workspace
 
 CPU = {"device": "cpu", "precision": "float32", "use_cache": False}
 STORED = Path(__file__).parents[1] / "bundles" / "v1"
@@ -42,10 +39,7 @@ def bundles(request, tmp_path_factory):
     return request.param, *half_and_wide(request.param, tmp_path_factory.mktemp(request.param))
 
 
-def frame(height=81, width=77):
-    small = np.random.default_rng(5).integers(0, 256, (9, 7, 3)).astype(np.uint8)
-    big = small.repeat(-(-height // 9), 0).repeat(-(-width // 7), 1)
-    return np.ascontiguousarray(big[:height, :width])
+FRAME = np.random.default_rng(5).integers(0, 256, (9, 7, 3), np.uint8).repeat(9, 0).repeat(11, 1)
 
 
 def run(path, name, feeds):
@@ -91,7 +85,7 @@ def test_labels_on_a_gpu_equal_those_of_float32_edges(bundles, monkeypatch, sess
             assert image.dtype == ("float16" if path == half else "float32")
             assert engine.self_check().passed
             engine.set_classes(NAMES)
-            segs[path] = engine.segment(frame())
+            segs[path] = engine.segment(FRAME)
     ours, theirs = segs[half], segs[wide]
     if family == "zeroseg":
         np.testing.assert_array_equal(ours.labels, theirs.labels)
@@ -117,46 +111,37 @@ def margin(result, head):
 # --- what is refused ----------------------------------------------------------------------------
 
 
-def place_of(bundle, graph, variant, side, name):
-    entry = Bundle.load(bundle).graphs[graph][variant]
-    index = [spec.name for spec in getattr(entry, side)].index(name)
-    return ("graphs", graph, variant, side, index, "dtype")
+def edited(folder, name, tensor, value):
+    """A stored bundle whose manifest says another dtype of a tensor."""
+    path = shutil.copytree(STORED / f"{name}.zsseg", folder / "copy.zsseg")
+    graph, variant, side, tensor = tensor
+    specs = getattr(Bundle.load(path).graphs[graph][variant], side)
+    index = [spec.name for spec in specs].index(tensor)
+    edit_manifest(path, ("graphs", graph, variant, side, index, "dtype"), value)
+    return path
+
+
+IMAGE = ("image_encoder", "float16", "inputs", "image")
+CROPS = ("region_encoder", "float16", "inputs", "crops")
+PATCHES = ("image_encoder", "float16", "outputs", "patch_embeds")
 
 
 @pytest.mark.parametrize(
-    ("name", "place", "value", "message"),
+    ("name", "tensor", "value", "message"),
     [
-        (
-            "descriptor",
-            ("image_encoder", "float16", "inputs", "image"),
-            "float64",
-            r"image_encoder\.float16: image: expected float32 or int64 or float16 or bfloat16 in "
-            "family 'descriptor', got 'float64'",
-        ),
-        (
-            "proposals",
-            ("region_encoder", "float16", "inputs", "crops"),
-            "float16",
-            "crops: expected float32 or int64 in family 'proposals', got 'float16'",
-        ),
-        (
-            "descriptor",
-            ("image_encoder", "float16", "outputs", "patch_embeds"),
-            "float16",
-            "patch_embeds: expected float16, as in another graph, got float32",
-        ),
+        ("descriptor", IMAGE, "float64", r"image_encoder\.float16: image: .* 'descriptor', got 'f"),
+        ("proposals", CROPS, "float16", "crops: .* in family 'proposals', got 'float16'"),
+        ("descriptor", PATCHES, "float16", "patch_embeds: .* as in another graph, got float32"),
     ],
 )
-def test_a_manifest_with_a_wrong_dtype_is_refused(tmp_path, name, place, value, message):
-    path = shutil.copytree(STORED / f"{name}.zsseg", tmp_path / "copy.zsseg")
-    edit_manifest(path, place_of(path, *place), value)
+def test_a_manifest_with_a_wrong_dtype_is_refused(tmp_path, name, tensor, value, message):
     with pytest.raises(BundleError, match=message):
-        Bundle.load(path)
+        Bundle.load(edited(tmp_path, name, tensor, value))
 
 
 def test_a_manifest_that_differs_from_its_graph_is_refused(tmp_path):
-    path = shutil.copytree(STORED / "descriptor.zsseg", tmp_path / "copy.zsseg")
-    edit_manifest(path, place_of(path, "image_encoder", "float32", "inputs", "image"), "float16")
+    image = ("image_encoder", "float32", "inputs", "image")
+    path = edited(tmp_path, "descriptor", image, "float16")
     for backend in ("openvino", "torch"):
         with refused(BundleError, None, "image_encoder.float32.inputs", "'float16'"):
             Engine(path, EngineConfig(**CPU, backend=backend))

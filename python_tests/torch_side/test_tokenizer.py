@@ -73,11 +73,6 @@ def test_golden_prompts(tokenizer, shared_dir):
     )
 
 
-@pytest.mark.parametrize("text", UNUSUAL, ids=range(len(UNUSUAL)))
-def test_unusual_text_matches_open_clip(tokenizer, official, text):
-    np.testing.assert_array_equal(tokenizer.encode([text]), official([text]).numpy())
-
-
 # The two Unicode tables may know different new characters: draw from those Python has names for.
 _TEXT = st.text(st.characters(exclude_categories=["Cn", "Co"]), max_size=40)
 _PIECES = st.lists(
@@ -93,6 +88,12 @@ _PIECES = st.lists(
 @given(text=_PIECES)
 def test_any_text_matches_open_clip(tokenizer, official, text):
     np.testing.assert_array_equal(tokenizer.encode([text]), official([text]).numpy())
+
+
+def test_unusual_text_matches_open_clip(tokenizer, official):
+    expected = official(UNUSUAL).numpy()
+    for row, ids, text in zip(tokenizer.encode(UNUSUAL), expected, UNUSUAL, strict=True):
+        np.testing.assert_array_equal(row, ids, err_msg=repr(text))
 
 
 def test_file_is_complete_for_other_readers(tokenizer, tmp_path):
@@ -147,24 +148,21 @@ def test_any_other_tokenizer_is_refused(keys, value, message):
         Tokenizer(edited(keys, value))
 
 
-WILD = [b"[" * 200_000, b'{"a": "\xff"}', b"9" * 9999, b"", b"\0", b"{", b'{"model": []}', None]
+WILD = [b"[" * 200_000, b'{"a": "\xff"}', b"9" * 9999, b"", b"\0", b"{", b'{"model": []}']
 
 
-@pytest.mark.parametrize("content", WILD)
-def test_wild_and_absent_files_are_refused(tmp_path, content):
+def test_wild_and_absent_files_and_markers_in_the_wrong_order_are_refused(tmp_path):
     path = tmp_path / "tokenizer.json"
-    if content is not None:
-        path.write_bytes(content)
     with refused(BundleError, None, "tokenizer.json"):
         Tokenizer(path)
-
-
-def test_markers_in_the_wrong_order_are_refused():
-    document = json.loads(tokenizer_json())
-    vocab = document["model"]["vocab"]
+    for content in WILD:
+        path.write_bytes(content)
+        with refused(BundleError, None, "tokenizer.json"):
+            Tokenizer(path)
+    vocab = json.loads(tokenizer_json())["model"]["vocab"]
     vocab["<start_of_text>"], vocab["<end_of_text>"] = 49407, 49406
     with refused(BundleError, "tokenizer.json", "'<start_of_text>'", "'<end_of_text>'"):
-        Tokenizer(json.dumps(document).encode())
+        Tokenizer(edited((*MODEL, "vocab"), vocab))
 
 
 def test_context_length_too_short():
