@@ -19,8 +19,8 @@ from support.command_line import python
 from support.required import without_streams
 from support.streams import ReaderNow, number_of
 from zsseg_rt import doctor
+from zsseg_rt.doctor import Device, find_devices
 from zsseg_rt.errors import SourceError
-from zsseg_rt.stream.devices import Device, find_devices
 from zsseg_rt.stream.uris import open_sources
 
 pytest.importorskip("av")

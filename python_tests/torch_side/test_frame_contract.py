@@ -29,7 +29,7 @@ from support.frame_kinds import (
 from support.host_backend import host_backend
 from zsseg_rt import Bundle, FrameMemory
 from zsseg_rt.runtime import captures
-from zsseg_rt.runtime.clock import StageClock
+from zsseg_rt.runtime.workspace import StageClock
 
 # In how many parts a frame is recorded: the host looks at something before each but the first.
 PARTS = {"descriptor": 1, "dense": 1, "segment_tokens": 1, "aggregation": 2, "proposals": 3}

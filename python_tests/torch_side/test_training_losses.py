@@ -14,8 +14,7 @@ from zsseg_rt.models import create_model, from_official
 from zsseg_rt.models.zegformer.decoder import Segments
 from zsseg_rt.networks.zegformer import IMAGE_MEAN, IMAGE_STD
 from zsseg_rt.training.data import Batch
-from zsseg_rt.training.tasks.cosine_head import CosineHeadTask
-from zsseg_rt.training.tasks.descriptor import DescriptorTask
+from zsseg_rt.training.tasks.descriptor import CosineHeadTask, DescriptorTask
 from zsseg_rt.training.tasks.labelled import UNSEEN, LabelProtocol
 from zsseg_rt.training.tasks.losses import binary_cross_entropy, cross_entropy, mask_losses
 from zsseg_rt.training.tasks.zegformer import (

@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 
 from zsseg_rt import config
-from zsseg_rt.runtime import clock as clock_module
 from zsseg_rt.runtime import workspace
-from zsseg_rt.runtime.clock import StageClock
-from zsseg_rt.runtime.workspace import Workspace
+from zsseg_rt.runtime.workspace import StageClock, Workspace
 
 
 @pytest.mark.parametrize("sleeps", [False, True, None])
@@ -63,7 +61,7 @@ def test_clock_names_every_stage_and_adds_up():
 
 def test_a_clock_that_may_take_no_event_times_whole_frames(monkeypatch):
     recorded = []
-    monkeypatch.setattr(clock_module.core, "Event", recorded.append)
+    monkeypatch.setattr(workspace.core, "Event", recorded.append)
     clock = StageClock(SimpleNamespace(device=0, handle=7), enabled=None)
     for _ in range(2):
         clock.start()

@@ -496,10 +496,7 @@ def _cache_folder(core: Any, graph_path: Path, settings: dict[str, Any], cache_d
 
 
 def _record(folder: Path) -> Cache:
-    """The record that every cached model has the content that was written.
-
-    OpenVINO notices a truncated file, but computes with one whose weights were damaged.
-    """
+    """The record of what was written: OpenVINO itself computes with damaged weights."""
     blobs = folder.glob("*.blob")
     return Cache(folder, {blob.name: sha256_of(blob) if blob.is_file() else "" for blob in blobs})
 

@@ -219,10 +219,7 @@ _one_at_a_time = threading.RLock()  # torch fails where threads use several pool
 
 
 def _pools_are_of_threads() -> bool:
-    """Whether a memory pool takes its own thread's tensors alone, as from torch 2.8 on.
-
-    Source: pytorch/pytorch#152861, mended by #153356.
-    """
+    """Whether a memory pool takes its own thread's tensors alone; pytorch/pytorch#153356."""
     import torch.cuda.memory
 
     return hasattr(torch.cuda.memory, "_cuda_beginAllocateCurrentThreadToPool")

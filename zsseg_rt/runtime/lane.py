@@ -321,7 +321,7 @@ class Lane:
         with ops.thread_limit(self._config.num_threads):
             self._begin(state)
             if state.turn is not None:
-                again = state.turn.reused()
+                again: Segmentation | None = state.turn.reused()
                 self._clock.mark("compare")
                 if again is not None:
                     self.workspace.synchronize()

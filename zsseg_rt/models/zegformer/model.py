@@ -515,16 +515,12 @@ def _decoder(
 
 @torch.no_grad()
 def _initialise(model: ZegFormer) -> None:
-    """Initialise as the official code where torch differs; norms start as identity.
-
-    The pixel decoder is Xavier-uniform as in Caffe2, an untrained backbone Kaiming-normal by
-    fan-out as in detectron2.
-    """
-    for module in model.backbone.modules():
+    """Initialise as the official code where torch differs; norms start as identity."""
+    for module in model.backbone.modules():  # as detectron2
         if isinstance(module, NormedConv):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     head = model.sem_seg_head
-    for module in (*head.pixel_decoder.modules(), head.predictor.input_proj):
+    for module in (*head.pixel_decoder.modules(), head.predictor.input_proj):  # as Caffe2
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_uniform_(module.weight, a=1)
             if module.bias is not None:

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,9 +26,6 @@ from zsseg_rt.runtime.families.candidates import CandidateGate
 from zsseg_rt.runtime.frames import Nv12Frame
 from zsseg_rt.runtime.workspace import Workspace
 from zsseg_rt.text.vocabulary import PromptSet, Vocabulary
-
-if TYPE_CHECKING:
-    from zsseg_rt.runtime.frame_memory import Turn
 
 Trace = dict[str, Array]
 """Receives every intermediate array by its name in the golden sample."""
@@ -290,7 +287,7 @@ class FrameState:
     classes: BoundClasses  # The classes in the lane's buffers
     rule: LabelRule  # How scores become labels
     run: PartRunner = run_plainly  # Records and replays what is enqueued, or runs it plainly
-    turn: Turn | None = None  # The frame's turn with its source's memory, if it has one
+    turn: Any = None  # The frame's turn with its source's memory, if it has one
     trace: Trace | None = None  # Receives every intermediate, for self-checks
     image: Any = None  # The encoder's input [1, 3, h, w], of the dtype that the encoder takes
     masks: Any = None  # The pipeline's, steadied where a memory is

@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 
 from zsseg_rt.training.tasks.cat_seg import CatSegTask
-from zsseg_rt.training.tasks.cosine_head import CosineHeadTask
-from zsseg_rt.training.tasks.descriptor import DescriptorTask
+from zsseg_rt.training.tasks.descriptor import CosineHeadTask, DescriptorTask
 from zsseg_rt.training.tasks.labelled import TrainingTask
 from zsseg_rt.training.tasks.zegformer import ZegFormerTask
 from zsseg_rt.training.tasks.zeroseg import ZeroSegTask
