@@ -37,9 +37,9 @@ def ordered(values):
 def test_a_live_pipeline_gives_frames_in_the_order_asked_for(order, colour):
     begun = time.monotonic()
     run = read(f"{LIVE} pattern=red ! video/x-raw,width=322,height=241", 5, "--order", order)
-    assert [p["shape"] for p in run.frames] == [[241, 322, 3]] * 5  # rows are padded inside
-    assert {p["clock"] for p in run.frames} == {"pipeline"}
+    assert len(run.frames) == 5
     for frame in run.frames:
+        assert (frame["shape"], frame["clock"]) == ([241, 322, 3], "pipeline")  # rows are padded
         assert frame["left"] == pytest.approx(colour, abs=2)
         assert frame["right"] == pytest.approx(colour, abs=2)
         assert begun < frame["captured_at"] <= frame["taken_at"]
@@ -78,21 +78,11 @@ FAILURES = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def failures():
-    require_gstreamer()
+def test_what_fails_is_told_with_its_remedy():
     run = read(list(FAILURES), 9)
-    assert "hush" not in run.log
-    return dict(zip(FAILURES, run.ends, strict=True))
-
-
-@pytest.mark.parametrize("uri", FAILURES)
-def test_what_fails_is_told_with_its_remedy(uri, failures):
-    error, reason = FAILURES[uri]
-    end = failures[uri]
-    assert end["error"] == error
-    assert reason in end["message"]
-    assert "hush" not in end["message"] + end["name"]
+    assert "hush" not in run.log + str(run.ends)
+    for end, (error, reason) in zip(run.ends, FAILURES.values(), strict=True):
+        assert (end["error"], reason in end["message"]) == (error, True), end
 
 
 def test_a_csi_camera_s_own_pipeline_runs():
@@ -118,9 +108,8 @@ def test_frames_that_the_appsink_drops_are_counted():
     assert sum(gaps) > 10
     # The count comes with the next frame taken, after those that waited in the appsink's queue.
     assert sum(gaps) <= sum(p["dropped"] for p in run.frames) <= sum(gaps) + 50
-    file = read(
-        "gst-file:videotestsrc num-buffers=20 ! videoconvert ! appsink", 40, "--slow", "0.02"
-    )
+    pipeline = "gst-file:videotestsrc num-buffers=20 ! videoconvert ! appsink"
+    file = read(pipeline, 40, "--slow", "0.02")
     assert {p["dropped"] for p in file.frames} == {0}
     assert len(file.frames) == 20
 
@@ -181,8 +170,7 @@ def test_a_login_is_needed_and_never_shown(rtsp_cameras, library):
     for end, reason in zip(run.ends[1:], cases.values(), strict=True):
         assert end["error"] == "SourceError"
         assert re.search(reason, end["message"]), end
-    for secret in ("hush", "p%40s", "p@s"):
-        assert secret not in run.log + str(run.ends)
+    assert not re.search("hush|p%40s|p@s", run.log + str(run.ends))
 
 
 @pytest.mark.parametrize("freezes", [False, True])

@@ -60,7 +60,7 @@ JOINED = {
 
 
 @pytest.mark.parametrize("kind", JOINED)
-def test_times_of_joined_recordings_go_on_frame_by_frame(kind, tmp_path):
+def test_times_of_joined_recordings_go_on_frame_by_frame(kind, tmp_path, caplog):
     """Also where the format has no times, and frames are not shown in the order of decoding."""
     if kind == "mpg" and int(av.__version__.partition(".")[0]) < 18:
         pytest.skip("PyAV before 18 crashes where MPEG-PS is opened with options")
@@ -68,10 +68,12 @@ def test_times_of_joined_recordings_go_on_frame_by_frame(kind, tmp_path):
     one = write_video(tmp_path / f"one.{kind}", map(numbered, range(12)), **settings)
     joined = tmp_path / f"joined.{kind}"
     joined.write_bytes(one.read_bytes() * 2)
-    pictures, _ = read(joined)
-    times = [p.pts_seconds for p in pictures]
     rate = 25 if kind == "mjpeg" else settings["rate"]  # a file of JPEGs states none
-    assert times == pytest.approx([n / rate for n in range(24)], abs=0.001)
+    for _ in range(2):
+        times = [p.pts_seconds for p in read(joined)[0]]
+        assert times == pytest.approx([n / rate for n in range(24)], abs=0.001)
+    said = [f"{joined}: tells no times; {rate} frames count as a second"] if kind == "h264" else []
+    assert [text for text in caplog.messages if "no times" in text] == said
 
 
 def test_frames_of_an_avi_in_the_order_of_decoding_rise_in_time(tmp_path):
@@ -79,15 +81,6 @@ def test_frames_of_an_avi_in_the_order_of_decoding_rise_in_time(tmp_path):
     times = np.array([p.pts_seconds for p in pictures])
     assert np.diff(times).min() > 0.04
     assert times[-1] == pytest.approx(1.9, abs=0.101)
-
-
-def test_a_file_without_times_says_once_how_its_frames_count(tmp_path, caplog):
-    path = write_video(tmp_path / "raw.h264", map(numbered, range(4)), rate=20)
-    for _ in range(2):
-        assert read(path)[0][-1].pts_seconds == pytest.approx(3 / 20)
-    assert [r.getMessage() for r in caplog.records if "no times" in r.getMessage()] == [
-        f"{path}: tells no times; 20 frames count as a second"
-    ]
 
 
 def test_a_file_damaged_in_the_middle_keeps_its_good_frames(clip, tmp_path):
@@ -138,9 +131,8 @@ def test_files_without_a_frame_are_errors(kind, clip, tmp_path):
     ],
 )
 def test_what_is_absent_is_told_with_its_remedy(uri, reason):
-    with pytest.raises(SourceError) as raised:
+    with pytest.raises(SourceError, match=reason) as raised:
         read(uri)
-    assert reason in str(raised.value)
     assert "secret" not in str(raised.value)
     assert raised.value.__suppress_context__
 

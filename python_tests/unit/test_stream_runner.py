@@ -1,6 +1,7 @@
 """Streams: sources come and go, frames wait, lanes overtake; nothing is repeated or invented."""
 
 import gc
+import itertools
 import logging
 import threading
 import time
@@ -49,13 +50,17 @@ def picky(image):
 
 
 def numbers_of(stream, count=None):
-    frames = []
-    for seg in stream:
-        frames.append((seg.frame.source, seg.frame.index, number_of(seg.frame.image)))
-        if len(frames) == count:
-            stream.close()
-            break
-    return frames
+    with stream:
+        frames = [seg.frame for seg in itertools.islice(stream, count)]
+    return [(frame.source, frame.index, number_of(frame.image)) for frame in frames]
+
+
+@pytest.fixture
+def forever():
+    """What a source waits for until the test is over."""
+    event = threading.Event()
+    yield event
+    event.set()
 
 
 def test_every_frame_of_a_file_is_labelled_in_order():
@@ -83,8 +88,8 @@ def test_sources_take_turns_and_a_sink_that_fails_fails_alone():
     assert (second.name, second.error) == ("broken", "broken: the disk is full")
 
 
-def test_a_slow_engine_gets_the_newest_frame_of_a_camera():
-    labelling, all_read, forever = threading.Event(), threading.Event(), threading.Event()
+def test_a_slow_engine_gets_the_newest_frame_of_a_camera(forever):
+    labelling, all_read = threading.Event(), threading.Event()
     camera = Script("cam", [0, labelling, *range(1, 6), all_read.set, forever])
 
     def slow(image):
@@ -99,32 +104,27 @@ def test_a_slow_engine_gets_the_newest_frame_of_a_camera():
     assert second.dropped_before == 4
     stats = stream.stats()["cam"]
     assert (stats.captured, stats.labelled, stats.dropped) == (6, 2, 4)
-    forever.set()
 
 
-def test_a_camera_that_was_lost_comes_back(caplog):
+def test_a_camera_that_was_lost_comes_back(caplog, forever):
     caplog.set_level(logging.INFO)
-    forever = threading.Event()
     camera = Script("cam", [0, 1, lost()], [lost()], [lost()], [2, 3, forever])
     stream = Stream([camera], label, policy="all", patience=AT_ONCE)
     assert numbers_of(stream, 4) == [("cam", n, n) for n in range(4)]
     assert camera.opened == 4
     stats = stream.stats()["cam"]
     assert (stats.reconnects, stats.error, stats.state) == (1, None, "running")
-    lines = [record.getMessage() for record in caplog.records]
-    assert lines == ["cam: running", "cam: lost: gone", "cam: running again"]
-    forever.set()
+    assert caplog.messages == ["cam: running", "cam: lost: gone", "cam: running again"]
 
 
-def test_a_thread_that_hangs_is_abandoned_and_what_it_still_gives_is_discarded():
-    hangs, forever = threading.Event(), threading.Event()
+def test_a_thread_that_hangs_is_abandoned_and_what_it_still_gives_is_discarded(forever):
+    hangs = threading.Event()
     camera = Script("cam", [0, hangs, 9], [1, hangs.set, 2, forever])
     patience = Patience(stalled_after=0.1, lost_after=1.0, first_retry=0.0)
     stream = Stream([camera], label, policy="all", patience=patience)
     assert numbers_of(stream, 3) == [("cam", n, n) for n in range(3)]
     assert camera.closed.acquire(timeout=LONG)  # the first attempt ended by itself
     assert stream.stats()["cam"].captured == 3
-    forever.set()
 
 
 NEVER = threading.Event()
@@ -158,24 +158,20 @@ def test_an_error_of_ours_while_reading_is_no_silent_end(monkeypatch):
     assert shown == [ZeroDivisionError]
 
 
-def test_cameras_that_are_off_at_the_start_are_waited_for_if_that_is_asked(caplog):
+def test_cameras_that_are_off_at_the_start_are_waited_for_if_that_is_asked(caplog, forever):
     patience = Patience(first_retry=0.0, longest_retry=0.0, at_start=True)
-    forever = threading.Event()
     camera = Script("cam", [lost()], [lost()], [lost()], [0, forever])
     absent = file("file", SourceError("file: absent"))
     assert numbers_of(Stream([camera, absent], label, patience=patience), 1) == [("cam", 0, 0)]
-    forever.set()
     assert caplog.messages[0] == "cam: lost: gone"
     with refused(SourceError, "file"):
         next(Stream([absent], label, patience=patience))
 
 
-def test_a_frame_that_cannot_be_labelled_loses_its_source_alone():
-    forever = threading.Event()
+def test_a_frame_that_cannot_be_labelled_loses_its_source_alone(forever):
     camera = Script("cam", [5, 6], [0, 1] * 50 + [forever])
-    stream = Stream(
-        [camera, file("a", *range(4)), file("b", *range(2))], picky, policy="all", patience=AT_ONCE
-    )
+    sources = [camera, file("a", *range(4)), file("b", *range(2))]
+    stream = Stream(sources, picky, policy="all", patience=AT_ONCE)
     frames = []
     while stream.stats()["a"].error is None or ("b", 1) not in frames:
         frame = next(stream).frame
@@ -186,12 +182,11 @@ def test_a_frame_that_cannot_be_labelled_loses_its_source_alone():
     stats = stream.stats()
     assert stats["a"].error == "a: cannot be labelled: frame: expected another"
     assert (stats["b"].error, stats["cam"].error) == (None, None)
-    forever.set()
 
 
 @pytest.mark.parametrize("way", ["stop", "close"])
-def test_a_stream_that_waits_for_a_camera_can_be_stopped(way):
-    waits, forever = threading.Event(), threading.Event()
+def test_a_stream_that_waits_for_a_camera_can_be_stopped(way, forever):
+    waits = threading.Event()
     stream = Stream([Script("cam", [0, waits.set, forever])], label)
     next(stream)
     assert waits.wait(LONG)
@@ -199,7 +194,6 @@ def test_a_stream_that_waits_for_a_camera_can_be_stopped(way):
     stopper.start()
     assert next(stream, None) is None
     stopper.join()
-    forever.set()
 
 
 def test_a_stream_that_is_left_or_forgotten_stops_reading():
@@ -218,8 +212,8 @@ def test_a_stream_that_is_left_or_forgotten_stops_reading():
 
 
 @pytest.mark.parametrize("where", ["source", "sink"])
-def test_a_stream_may_be_closed_by_its_own_threads(where):
-    closed, forever = threading.Event(), threading.Event()
+def test_a_stream_may_be_closed_by_its_own_threads(where, forever):
+    closed = threading.Event()
 
     def close(*_):
         stream.close()
@@ -232,7 +226,6 @@ def test_a_stream_may_be_closed_by_its_own_threads(where):
     stream = Stream([Script("cam", steps)], label, writers=[writer])
     next(stream, None)  # the stream may end before its frame is taken
     assert closed.wait(LONG)
-    forever.set()
 
 
 def test_a_jump_in_a_file_s_times_keeps_nobody_waiting():
@@ -337,13 +330,10 @@ def test_a_camera_that_catches_up_or_must_lose_nothing_is_left_alone(late, polic
         assert stream.stats()["cam"].fell_behind == 0
 
 
-LOST = SourceError("cam: cannot be read: gone")
-
-
-def watch(live=True):
-    source = SourceWatch("cam", live=live, patience=Patience(), spread=lambda: 1.0)
-    assert source.tick(0.0) == "open"
-    return source
+def watch():
+    camera = SourceWatch("cam", live=True, patience=Patience(), spread=lambda: 1.0)
+    assert camera.tick(0.0) == "open"
+    return camera
 
 
 def test_silence_stalls_a_camera_then_abandons_its_thread_until_a_frame():
@@ -372,10 +362,10 @@ def test_the_end_of_a_stream_is_a_loss_and_the_wait_doubles_up_to_five_seconds()
         waits.append(camera.next_tick(now))
         now += waits[-1]
         assert camera.tick(now) == "open"
-        camera.over(now, LOST)
+        camera.over(now, lost())
     assert waits == [0.5, 1.0, 2.0, 4.0, 5.0, 5.0]
     camera.frame(now)
-    camera.over(now, LOST)
+    camera.over(now, lost())
     assert camera.next_tick(now) == 0.5
     assert len({jitter() for _ in range(100)}) > 50
 
