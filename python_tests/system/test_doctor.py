@@ -27,6 +27,11 @@ def test_a_wrong_variable_is_a_finding(monkeypatch, name):
     assert f"ZSSEG_{name}: expected" in line.detail
     assert line.detail.count("'abacus'") == 2
     assert line.remedy
+    monkeypatch.setenv("ZSSEG_DEVICE", "cpu")
+    for unset in ("BACKEND", "TENSORRT", "RTSP_LIBRARY"):  # empty ones count as unset
+        monkeypatch.setenv(f"ZSSEG_{unset}", "")
+    line = finding("environment")
+    assert (line.status, line.detail) == ("ok", "ZSSEG_DEVICE=cpu")
 
 
 def test_packages_for_streams_are_told(monkeypatch):
@@ -44,19 +49,16 @@ def test_packages_for_streams_are_told(monkeypatch):
     assert "pip install '.[stream]'" in finding("PyAV").remedy
 
 
-def gstreamer_in_a_child(tmp_path, *, elements=None, is_jetson=False, before=""):
-    """The doctor's line on GStreamer, with stand-ins for some of a Jetson's elements."""
+def gstreamer_in_a_child(tmp_path, before="", *, is_jetson=False):
+    """The doctor's line on GStreamer, after some code."""
     release = tmp_path / "nv_tegra_release"
     if is_jetson:
         release.write_text("# R36 (release), REVISION: 4.3\n")
-    stand_ins = f"from support.jetson_elements import register; register(*{elements!r})"
     code = f"""
-import json
-from pathlib import Path
 {before}
-{stand_ins if elements else ""}
+import json, pathlib
 from zsseg_rt import doctor
-doctor._TEGRA_RELEASE = Path({str(release)!r})
+doctor._TEGRA_RELEASE = pathlib.Path({str(release)!r})
 found = doctor._gstreamer()
 print(json.dumps([found.status, found.detail, found.remedy]))
 """
@@ -76,15 +78,15 @@ def test_gstreamer_is_told_and_what_it_lacks_with_its_package(tmp_path):
         "for name in ('x264enc', 'rtspsrc'):\n"
         "    Gst.Registry.get().remove_feature(Gst.ElementFactory.find(name))\n"
     )
-    status, detail, remedy = gstreamer_in_a_child(tmp_path, before=lacking)
+    status, detail, remedy = gstreamer_in_a_child(tmp_path, lacking)
     assert status == "absent"
     assert "missing: rtspsrc, x264enc" in detail
     assert "sudo apt install gstreamer1.0-plugins-good gstreamer1.0-plugins-ugly" in remedy
 
 
 def test_without_pygobject_gstreamer_is_absent(tmp_path):
-    before = "import sys; sys.modules['gi'] = None"
-    status, detail, remedy = gstreamer_in_a_child(tmp_path, before=before)
+    without = "import sys; sys.modules['gi'] = None"
+    status, detail, remedy = gstreamer_in_a_child(tmp_path, without)
     assert status == "absent"
     assert "expected PyGObject" in detail
     assert "sudo apt install python3-gi" in remedy
@@ -97,44 +99,33 @@ def test_a_jetson_s_elements_are_looked_for(tmp_path):
     assert status == "absent"
     assert "missing: nvarguscamerasrc, nvvidconv, nvv4l2decoder, nvv4l2h264enc" in detail
     assert "sudo apt install nvidia-l4t-gstreamer" in remedy
-    elements = ["nvarguscamerasrc", "nvvidconv", "nvv4l2decoder", "nvv4l2h264enc"]
-    status, detail, remedy = gstreamer_in_a_child(tmp_path, is_jetson=True, elements=elements)
+    elements = ("nvarguscamerasrc", "nvvidconv", "nvv4l2decoder", "nvv4l2h264enc")
+    stand_ins = f"from support.jetson_elements import register; register(*{elements})"
+    status, detail, remedy = gstreamer_in_a_child(tmp_path, stand_ins, is_jetson=True)
     assert (status, remedy) == ("ok", "")
     assert "H.264 is decoded by nvv4l2decoder; encoded by x264enc" in detail
     assert "no /dev/v4l2-nvenc: this Jetson has no encoder" in detail
 
 
-def test_variables_that_are_set_are_shown_and_empty_ones_count_as_unset(monkeypatch):
-    monkeypatch.setenv("ZSSEG_DEVICE", "cpu")
-    monkeypatch.setenv("ZSSEG_BACKEND", "")
-    for name in ("TENSORRT", "RTSP_LIBRARY"):
-        monkeypatch.delenv(f"ZSSEG_{name}", raising=False)
-    line = finding("environment")
-    assert (line.status, line.detail) == ("ok", "ZSSEG_DEVICE=cpu")
-
-
 def test_a_wrong_instruction_set_leaves_the_rest_of_the_report(tmp_path):
     report = tmp_path / "report.json"
-    # the choice is made once in a process
-    wrong = {"ZSSEG_CPU_ISA": "abacus"}
+    wrong = {"ZSSEG_CPU_ISA": "abacus"}  # it is read once in a process
     run = python("-m", "zsseg_rt", "doctor", "--json", report, more_env=wrong)
     assert run.returncode == 4, run.stderr
     assert "ZSSEG_CPU_ISA" in run.stdout
     findings = {line["topic"]: line for line in json.loads(report.read_text())["findings"]}
-    assert findings["native core"]["status"] == "bad"
-    assert "got 'abacus'" in findings["native core"]["detail"]
-    assert "Unset ZSSEG_CPU_ISA" in findings["native core"]["remedy"]
+    core = findings["native core"]
+    assert core["status"] == "bad"
+    assert "got 'abacus'" in core["detail"]
+    assert "Unset ZSSEG_CPU_ISA" in core["remedy"]
     assert {"python", "CUDA", "OpenVINO", "OpenCV", "cameras", "cache"} <= findings.keys()
 
 
-@pytest.mark.parametrize(
-    ("home", "below", "status"),
-    [
-        ("file", b"", "bad"), ("file", b"/x", "bad"), ("file", b"/x\xff", "bad"),
-        ("loop", b"", "bad"), ("dangling", b"", "bad"), ("absent", b"x" * 300, "bad"),
-        ("absent", b"\xff", "ok"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("home", "below", "status"), [
+    ("file", b"", "bad"), ("file", b"/x", "bad"), ("file", b"/x\xff", "bad"),
+    ("loop", b"", "bad"), ("dangling", b"", "bad"), ("absent", b"x" * 300, "bad"),
+    ("absent", b"\xff", "ok"),
+])  # fmt: skip
 def test_any_cache_folder_gets_a_line(tmp_path, monkeypatch, home, below, status):
     (tmp_path / "file").write_text("x")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")

@@ -54,11 +54,12 @@ def test_every_door_of_an_engine_is_refused_after_a_fork_and_a_new_one_works():
     assert (own, ended) == ("own True", "ended 5")
 
 
+class Owner:
+    """An engine, as far as a fork is concerned."""
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda:0"])
 def test_the_error_names_the_fork_on_a_gpu_too(device):
-    class Owner:
-        pass
-
     owner = Owner()
     process = OwnProcess(owner, device)
     process.require()
@@ -79,18 +80,12 @@ def test_the_error_names_the_fork_on_a_gpu_too(device):
     assert (len(opening) == 1) is ("spawn" in own) is (device != "cpu")
 
 
-STORED = Path(__file__).parents[1] / "bundles" / "v1" / "dense.zsseg"
-CONFIG = EngineConfig(device="cpu", precision="float32", use_cache=False, num_lanes=2)
-
-
 @pytest.fixture
-def journal():
-    return []
-
-
-@pytest.fixture
-def lane(journal, monkeypatch):
-    engine = Engine(STORED, CONFIG)
+def lane(monkeypatch):
+    """A lane, and what becomes of its parts, in order."""
+    stored = Path(__file__).parents[1] / "bundles" / "v1" / "dense.zsseg"
+    config = EngineConfig(device="cpu", precision="float32", use_cache=False, num_lanes=2)
+    engine, journal = Engine(stored, config), []
     engine.set_classes(["red", "blue"])
     lane = engine.lane()
     wait, close = lane.workspace.synchronize, lane.workspace.close
@@ -98,7 +93,7 @@ def lane(journal, monkeypatch):
     monkeypatch.setattr(lane.workspace, "close", lambda: (journal.append("workspace"), close()))
     for session in lane.sessions.values():
         monkeypatch.setattr(session, "close", lambda: journal.append("session"))
-    yield lane
+    yield lane, journal
     monkeypatch.undo()
     engine.close()
 
@@ -111,9 +106,8 @@ def fail(*arguments, **settings):
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_a_lane_waits_before_it_frees_also_after_a_frame_that_failed(
-    lane, journal, monkeypatch, fails
-):
+def test_a_lane_waits_before_it_frees_also_after_a_frame_that_failed(lane, monkeypatch, fails):
+    lane, journal = lane
     lane.segment(FRAME)
     if fails:
         monkeypatch.setattr(lane.sessions["image_encoder"], "run", fail)
@@ -125,7 +119,8 @@ def test_a_lane_waits_before_it_frees_also_after_a_frame_that_failed(
 
 
 @pytest.mark.parametrize("part", ["wait", "session"])
-def test_a_part_that_fails_keeps_no_other_from_being_freed(lane, journal, monkeypatch, part):
+def test_a_part_that_fails_keeps_no_other_from_being_freed(lane, monkeypatch, part):
+    lane, journal = lane
     owner = lane.workspace if part == "wait" else lane.sessions["image_encoder"]
     monkeypatch.setattr(owner, "synchronize" if part == "wait" else "close", fail)
     with pytest.raises(BackendError, match="the device is lost"):

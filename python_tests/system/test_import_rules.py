@@ -1,7 +1,4 @@
-"""Rules that import-linter's contracts (pyproject.toml) cannot see: modules loaded, lengths.
-
-Who may import whom is checked by ``lint-imports``, which tools/test.sh runs.
-"""
+"""Rules of the code that ``lint-imports`` cannot see: modules loaded, lengths, what errors name."""
 
 import ast
 import re
@@ -12,22 +9,19 @@ import pytest
 import zsseg_rt
 from support.command_line import python
 from zsseg_rt import errors
+from zsseg_rt.errors import ArgumentError, ConfigError, ZssegError
 
 PACKAGE = Path(zsseg_rt.__file__).parent
 HEAVY = {"torch", "torchvision", "open_clip", "onnx", "onnxruntime"}
 TORCH_SIDE = ("models", "torch_files", "training", "export")
 LONGEST_FUNCTION, LONGEST_FILE = 50, 800  # lines; a docstring is no part of a function's
 
-LOADED = """
-import sys
-for name in sys.argv[1:]:
-    __import__(name)
-print(sorted(sys.modules))
-"""
+OF_ARGUMENTS = {"ArgumentError", "ConfigError", "ShapeError", "DTypeError", "VocabularyError"}
 
 
 def loaded_by(*names):
-    return ast.literal_eval(python("-c", LOADED, *names).stdout)
+    code = "import sys; [*map(__import__, sys.argv[1:])]; print(sorted(sys.modules))"
+    return ast.literal_eval(python("-c", code, *names).stdout)
 
 
 def runtime_modules():
@@ -62,9 +56,6 @@ def test_public_names_resolve():
         assert getattr(zsseg_rt, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'Engin'"):
         zsseg_rt.Engin  # noqa: B018
-
-
-def test_every_error_is_public():
     assert set(errors.__all__) <= set(zsseg_rt.__all__)
 
 
@@ -105,3 +96,42 @@ def test_only_operations_import_the_compiled_core():
 def test_the_root_is_the_face():
     assert len(list(PACKAGE.glob("*.py"))) <= 6
     assert len([path for path in PACKAGE.iterdir() if path.is_dir() and path.name[0] != "_"]) <= 22
+
+
+def test_an_error_knows_its_argument():
+    for message, argument in (
+        ("policy: expected latest or all, got 'none'", "policy"),
+        ("class_names[3]: expected text, got 5", "class_names"),
+        ("model.options.size: expected two numbers", "model.options.size"),
+        ("--rename: expected old=new", "--rename"),
+        ("the engine is closed", None),
+        ("expected: something else", "expected"),
+        ("", None),
+    ):
+        assert (ArgumentError(message).argument, str(ArgumentError(message))) == (argument, message)
+    renamed = ConfigError("class_names[3]: expected text").renamed("--classes")
+    assert type(renamed) is ConfigError
+    assert (str(renamed), renamed.argument) == ("--classes[3]: expected text", "--classes")
+
+
+def template(call):
+    """A message with "name" in place of what is filled in; None where it is made elsewhere."""
+    match call.args[0]:
+        case ast.Constant(value=text):
+            return text
+        case ast.JoinedStr(values=parts):
+            return "".join(
+                part.value if isinstance(part, ast.Constant) else "name" for part in parts
+            )
+    return None
+
+
+def test_every_argument_error_begins_with_a_name():
+    messages = [
+        (f"{path.name}:{node.lineno}", template(node))
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in OF_ARGUMENTS
+    ]
+    assert len(messages) > 200
+    assert [at for at, text in messages if text and ZssegError(text).argument is None] == []

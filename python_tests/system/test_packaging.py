@@ -1,6 +1,5 @@
 """The source distribution holds what a build needs, a build of it what an installation needs."""
 
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,10 +10,10 @@ from packaging.requirements import Requirement
 from support.command_line import python
 
 ROOT = Path(__file__).parents[2]
-IN_SDIST = ("csrc", "cpp_tests", "zsseg_rt", "tools", "CMakeLists.txt", "setup.py")
-IN_SDIST += ("pyproject.toml", "README.md", "LICENSE")
-IN_SDIST += ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
-
+IN_SDIST = (
+    "csrc", "cpp_tests", "zsseg_rt", "tools", "CMakeLists.txt", "setup.py", "pyproject.toml",
+    "README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md",
+)  # fmt: skip
 READ_AT_RUN_TIME = (
     "demo/scenes.zsseg/image_encoder.float32.onnx",
     "evaluation/datasets/tables/voc2012.json",
@@ -73,8 +72,7 @@ def test_every_file_that_cmake_reads_is_in_the_sdist(unpacked, tmp_path):
     cmake = shutil.which("cmake")
     if cmake is None:
         pytest.skip("cmake is not on the PATH")
-    call = [cmake, "-S", str(unpacked), "-B", str(tmp_path), "-DZSSEG_CUDA=OFF"]
-    call += ["-DZSSEG_BUILD_PYTHON=OFF"]
+    call = [cmake, "-S", unpacked, "-B", tmp_path, "-DZSSEG_CUDA=OFF", "-DZSSEG_BUILD_PYTHON=OFF"]
     done = subprocess.run(call, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
@@ -91,30 +89,24 @@ def test_an_installation_from_the_sdist_labels_the_demo(unpacked, tmp_path):
     if shutil.which("cmake") is None or shutil.which("ninja") is None:
         pytest.skip("cmake and ninja are not on the PATH")
     source = shutil.copytree(unpacked, tmp_path / "source")  # the build writes into it
-    environment = {**os.environ, "ZSSEG_CUDA": "OFF", "ZSSEG_HOME": str(tmp_path / "home")}
-    environment.pop("PYTHONPATH", None)
-    environment["CMAKE_ARGS"] = "-DCMAKE_CXX_FLAGS_RELEASE=-O0"  # quick to build
-    call = ["-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation"]
-    call += ["--disable-pip-version-check", "--target", str(tmp_path / "site"), str(source)]
-    done = python(*call, env=environment, timeout=3600)
+    own = {"ZSSEG_CUDA": "OFF", "ZSSEG_HOME": str(tmp_path / "home"), "PYTHONPATH": "",
+           "CMAKE_ARGS": "-DCMAKE_CXX_FLAGS_RELEASE=-O0", "ZSSEG_EXTENSION": ""}  # fmt: skip
+    install = ("-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation",
+               "--disable-pip-version-check", "--target", tmp_path / "site", source)  # fmt: skip
+    done = python(*install, more_env=own, timeout=3600)
     assert done.returncode == 0, done.stderr
-    environment["PYTHONPATH"] = str(tmp_path / "site")
-    environment.pop("ZSSEG_EXTENSION", None)
+    own["PYTHONPATH"] = str(tmp_path / "site")
     call = ("-m", "zsseg_rt", "segment", "--demo", "--out", tmp_path / "out")
-    done = python(*call, env=environment, cwd=tmp_path)
+    done = python(*call, more_env=own, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert list((tmp_path / "out").glob("*.overlay.png"))
 
 
-@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
-def test_the_first_run_s_packages_are_installed(machine):
+def test_the_first_run_s_packages_are_installed():
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     table = project.partition("\ndependencies = [\n")[2].partition("\n]")[0]
-    lines = (line.strip().removesuffix(",").strip('"') for line in table.splitlines())
-    requirements = [Requirement(line) for line in lines]
-    needed = {
-        one.name
-        for one in requirements
-        if one.marker is None or one.marker.evaluate({"platform_machine": machine})
-    }
-    assert {"numpy", "openvino", "opencv-python-headless", "tokenizers", "typer"} <= needed
+    requirements = [Requirement(line.strip(' ",')) for line in table.splitlines()]
+    for machine in ("x86_64", "aarch64"):
+        where = {"platform_machine": machine}
+        needed = {one.name for one in requirements if not one.marker or one.marker.evaluate(where)}
+        assert {"numpy", "openvino", "opencv-python-headless", "tokenizers", "typer"} <= needed
