@@ -64,7 +64,10 @@ class CpuDevice:
 
     def poisoned(self, shape, dtype):
         """An array to write into, full of NaN (0xCD bytes for integers)."""
-        return self.place(poison(shape, dtype))
+        if np.dtype(dtype).kind == "f":
+            return self.place(np.full(shape, np.nan, dtype))
+        data = np.full((*np.atleast_1d(shape), np.dtype(dtype).itemsize), 0xCD, np.uint8)
+        return self.place(data.view(dtype)[..., 0])
 
 
 class CudaDevice(CpuDevice):
@@ -84,15 +87,6 @@ class CudaDevice(CpuDevice):
 
     def fetch(self, array) -> np.ndarray:
         return array.numpy(self.stream)
-
-
-def poison(shape, dtype) -> np.ndarray:
-    """An array full of NaN, or of 0xCD bytes where the dtype has no NaN."""
-    if np.dtype(dtype).kind == "f":
-        return np.full(shape, np.nan, dtype)
-    return np.frombuffer(b"\xcd" * int(np.prod(shape) * np.dtype(dtype).itemsize), dtype).reshape(
-        shape
-    )
 
 
 def require_cuda() -> None:

@@ -83,3 +83,20 @@ def export_colour_bundle(path: Path) -> Path:
             space="colour",
             licence="Apache-2.0",
         )
+
+
+def write_flags(root: Path, *names: str, count: int = 1) -> Path:
+    """Write a data set of colours' stripes, 60x30, whose first row has no label."""
+    import cv2
+
+    (root / "images").mkdir(parents=True)
+    (root / "masks").mkdir()
+    (root / "classes.txt").write_text("\n".join(names))
+    colours = np.array([COLOUR_WORDS[name.split(",")[0]] for name in names], np.uint8)
+    for index in range(count):
+        order = np.roll(np.arange(len(names), dtype=np.uint8), index)
+        labels = order.repeat(60 // len(names))[None].repeat(30, axis=0)
+        cv2.imwrite(str(root / "images" / f"{index}.png"), colours[labels][..., ::-1])
+        labels[0] = 255
+        cv2.imwrite(str(root / "masks" / f"{index}.png"), labels)
+    return root

@@ -59,7 +59,6 @@ def test_two_at_once_build_once(tmp_path, caplog):
 
 
 SAMPLE = "a" * 64
-STAGES = ("image", "patch_embeds", "queries", "class_embeds", "mask_logits", "labels")
 
 
 class Built:
@@ -68,26 +67,33 @@ class Built:
     def __init__(self, name, *outputs):
         self.plan_name, self.verdict = f"{name}.plan", {}
         self.outputs = tuple(SimpleNamespace(name=output) for output in outputs)
-        self.golden_verdict, self.keep_golden_verdict = self.verdict.get, self.verdict.__setitem__
+
+    def golden_verdict(self, sample):
+        return self.verdict.get(sample)
+
+    def keep_golden_verdict(self, sample, problem):
+        self.verdict[sample] = problem
 
 
-def prove(graphs, wrong=None, *, golden=SAMPLE, min_region_score=None):
-    """How often the sample ran; it is wrong from one stage on."""
-    runs = []
+class Checked:
+    """An engine whose golden sample is wrong from one stage on."""
 
-    def self_check():
-        runs.append(1)
-        first = STAGES.index(wrong) if wrong else len(STAGES)
-        stages = [
-            StageCheck(stage=stage, error=0.5 * (place >= first), tolerance=0.03)
-            for place, stage in enumerate(STAGES)
-        ]
+    def __init__(self, wrong=None, *, golden=SAMPLE, min_region_score=None):
+        file = None if golden is None else SimpleNamespace(sha256=golden)
+        self.bundle = SimpleNamespace(path="street.zsseg", golden=file)
+        self.config = SimpleNamespace(min_region_score=min_region_score)
+        self.wrong, self.runs = wrong, 0
+
+    def self_check(self):
+        self.runs += 1
+        stages, error = [], 0.0
+        for stage in ("image", "patch_embeds", "queries", "class_embeds", "mask_logits", "labels"):
+            error = 0.5 if stage == self.wrong else error
+            stages.append(StageCheck(stage=stage, error=error, tolerance=0.03))
         return SelfCheck(precision="float16", stages=tuple(stages))
 
-    file = None if golden is None else SimpleNamespace(sha256=golden)
-    bundle = SimpleNamespace(path="street.zsseg", golden=file)
-    prove_plans(bundle, SimpleNamespace(min_region_score=min_region_score), graphs, self_check)
-    return len(runs)
+    def prove(self, graphs):
+        prove_plans(self.bundle, self.config, graphs, self.self_check)
 
 
 @pytest.fixture
@@ -99,7 +105,10 @@ def graphs():
 
 
 def test_new_plans_run_the_sample_once(graphs):
-    assert (prove(graphs), prove(graphs)) == (1, 0)
+    engine = Checked()
+    engine.prove(graphs)
+    engine.prove(graphs)
+    assert engine.runs == 1
     assert all(graph.verdict == {SAMPLE: ""} for graph in graphs.values())
 
 
@@ -107,29 +116,31 @@ def test_new_plans_run_the_sample_once(graphs):
     ("wrong", "named"), [("patch_embeds", "encoder"), ("class_embeds", "decoder")]
 )
 def test_the_plan_that_fails_is_refused_by_name_now_and_later(graphs, wrong, named):
-    for stage in (wrong, None):
+    engine = Checked(wrong)
+    for _ in range(2):
         with refused(BackendError, "plan", f"{named}.plan", wrong):
-            prove(graphs, stage)
+            engine.prove(graphs)
     assert [graph.plan_name for graph in graphs.values() if graph.verdict] == [f"{named}.plan"]
+    assert engine.runs == 1
 
 
 def test_where_no_graph_is_to_blame_all_new_ones_are_named(graphs):
     graphs["decoder"].verdict[SAMPLE] = ""
     with refused(BackendError, "plan", "encoder.plan", "mask_logits") as caught:
-        prove(graphs, "mask_logits")
+        Checked("mask_logits").prove(graphs)
     assert "decoder.plan" not in str(caught.value)
 
 
 def test_what_the_sample_cannot_judge_is_not_refused(graphs, caplog):
     """Without a sample, or as regions are left out on purpose."""
-    prove(graphs, "image", golden=None)
+    Checked("image", golden=None).prove(graphs)
     assert "street.zsseg" in caplog.text
     graphs["region_encoder"] = Built("region_encoder", "region_embeds")
-    prove(graphs, "mask_logits", min_region_score=0.1)
+    Checked("mask_logits", min_region_score=0.1).prove(graphs)
     assert [not graph.verdict for graph in graphs.values()] == [False, False, True]
     graphs["image_encoder"].verdict.clear()
     with refused(BackendError, "plan", "encoder.plan"):
-        prove(graphs, "patch_embeds", min_region_score=0.1)
+        Checked("patch_embeds", min_region_score=0.1).prove(graphs)
 
 
 def test_an_engine_proves_its_plans_before_it_serves(monkeypatch):

@@ -17,18 +17,7 @@ from support.errors import refused
 from zsseg_rt.demo import demo_bundle, demo_classes, demo_photos
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.photos import read_photo
-from zsseg_rt.profiling.conditions import (
-    Conditions,
-    EnergyMeter,
-    GpuWatch,
-    NvmlGpu,
-    Reading,
-    compare_snapshots,
-    find_energy_meter,
-    joules_of,
-    measure_energy,
-    take_snapshot,
-)
+from zsseg_rt.profiling import conditions, turns, worker
 from zsseg_rt.profiling.estimates import (
     MOST_PAIRS,
     choose_basis,
@@ -40,25 +29,6 @@ from zsseg_rt.profiling.estimates import (
 from zsseg_rt.profiling.page import report_tables
 from zsseg_rt.profiling.profiler import Profiler
 from zsseg_rt.profiling.report import OUTSIDE, NodeRow, kind_of
-from zsseg_rt.profiling.turns import (
-    CandidateError,
-    ChildCandidate,
-    StopRule,
-    pace_in_turns,
-    take_turns,
-    take_turns_locally,
-    turn_ms,
-)
-from zsseg_rt.profiling.worker import (
-    LocalCandidate,
-    Sample,
-    Turn,
-    TurnPlan,
-    read_memory_mb,
-    read_thread_times,
-    settle_threads,
-    waiting_share,
-)
 from zsseg_rt.profiling.workload import Variant, Workload
 
 
@@ -123,12 +93,14 @@ def test_a_handful_of_rounds_has_no_interval_and_too_many_are_thinned():
 def test_wall_time_is_compared_unless_threads_waited():
     assert [choose_basis(share) for share in (None, 0.2, 0.21)] == ["wall", "wall", "cpu"]
     assert choose_basis(0.74, on_gpu=True) == "device"
-    turn = Turn(None, (Sample(1.0, 1.0), Sample(2.0, 4.0), Sample(90.0, 4.0)))
-    assert [turn_ms(turn, basis) for basis in ("wall", "device", "cpu")] == [2.0, 2.0, 3.0]
+    turn = worker.Turn(
+        None, (worker.Sample(1.0, 1.0), worker.Sample(2.0, 4.0), worker.Sample(90.0, 4.0))
+    )
+    assert [turns.turn_ms(turn, basis) for basis in ("wall", "device", "cpu")] == [2.0, 2.0, 3.0]
     before = {"1": (100, 10), "2": (50, 0)}
     after = {"1": (200, 40), "3": (50, 20)}  # threads are counted from when they began
-    assert waiting_share(before, after) == pytest.approx(50 / 200)
-    assert waiting_share(after, after) is None
+    assert worker.waiting_share(before, after) == pytest.approx(50 / 200)
+    assert worker.waiting_share(after, after) is None
 
 
 def rounds(change, spread, count=100, seed=0):
@@ -177,17 +149,17 @@ class GivenTimes:
     def turn(self, plan):
         self.turns += 1
         if self.turns == self._fails_in:
-            raise CandidateError(f"{self.name}: its process was killed by SIGKILL.")
+            raise turns.CandidateError(f"{self.name}: its process was killed by SIGKILL.")
         if self.turns == self._stops_in:
             raise KeyboardInterrupt
         ms = next(self._times)
         self.ran += round(ms * 1e6)
-        sample = Sample(wall_ms=3.0 * ms, cpu_ms=ms, device_ms=2.0 * ms)
-        return Turn(sample if plan.cold else None, (sample,))
+        sample = worker.Sample(wall_ms=3.0 * ms, cpu_ms=ms, device_ms=2.0 * ms)
+        return worker.Turn(sample if plan.cold else None, (sample,))
 
     def pace(self, rate, seconds):
         if self._fails_in:
-            raise CandidateError(f"{self.name}: ended")
+            raise turns.CandidateError(f"{self.name}: ended")
         return [(1.0, 1.0)] * round(rate * seconds)
 
     def settle(self):
@@ -204,7 +176,9 @@ def noisy(level, seed):
 
 def rounds_of(*candidates, count=20, **rule):
     rule = {"max_seconds": math.inf, "max_rounds": count, "half_width": None} | rule
-    return take_turns(candidates, TurnPlan(pause_ms=0.0), StopRule(**rule), seed=1)
+    return turns.take_turns(
+        candidates, worker.TurnPlan(pause_ms=0.0), turns.StopRule(**rule), seed=1
+    )
 
 
 def test_every_candidate_takes_one_turn_a_round_in_changing_order():
@@ -258,10 +232,10 @@ def test_a_candidate_that_fails_drops_out_and_the_others_go_on():
 
 def test_a_turn_has_a_cold_call_warming_and_as_many_calls_as_were_allowed():
     calls = []
-    one = LocalCandidate(
+    one = worker.LocalCandidate(
         "a", lambda: calls.append(1) or float(len(calls)), stages_of=lambda result: {"all": result}
     )
-    turn = one.turn(TurnPlan(pause_ms=0.0, warming_ms=5.0, measuring_ms=1e6, most_calls=4))
+    turn = one.turn(worker.TurnPlan(pause_ms=0.0, warming_ms=5.0, measuring_ms=1e6, most_calls=4))
     assert turn.cold.stages == {"all": 1.0}
     assert len(turn.warm) == 4
     assert turn.warm[-1].stages == {"all": float(len(calls))}
@@ -281,11 +255,11 @@ def test_what_warms_up_a_gpu_is_waited_for_and_its_time_is_the_device_s():
 
     queued = []
     call = lambda: (queued.append(len(waiting)), waiting.append(1))  # noqa: E731
-    LocalCandidate("a", call, device_timer=Timer()).turn(TurnPlan(warming_ms=1.0))
+    worker.LocalCandidate("a", call, device_timer=Timer()).turn(worker.TurnPlan(warming_ms=1.0))
     assert len(queued) > 2
     assert set(queued) == {0}
     call = lambda: sum(range(1_000_000)) and {"total": 4.5, "a": 4.5}  # noqa: E731
-    sample = LocalCandidate("a", call, stages_of=dict, device_stage="total").measure()
+    sample = worker.LocalCandidate("a", call, stages_of=dict, device_stage="total").measure()
     assert sample.device_ms == 4.5
     assert min(sample.wall_ms, sample.cpu_ms) > 1.0  # of the call itself
 
@@ -299,13 +273,15 @@ def test_frames_that_fall_due_wait_for_the_one_before():
             gate.set()
             threading.Event().wait(0.5)
 
-    frames = LocalCandidate("slow", slow_first).pace(rate=100.0, seconds=0.2)
+    frames = worker.LocalCandidate("slow", slow_first).pace(rate=100.0, seconds=0.2)
     assert len(frames) == 20
     assert frames[0][1] >= 499.0
     assert all(latency >= service for latency, service in frames)
     assert frames[10][0] >= 390.0  # it fell due 100 ms after the first began
 
-    paced = pace_in_turns([GivenTimes("a"), GivenTimes("b", fails_in=9)], rate=30.0, seconds=3.0)
+    paced = turns.pace_in_turns(
+        [GivenTimes("a"), GivenTimes("b", fails_in=9)], rate=30.0, seconds=3.0
+    )
     assert {name: len(frames) for name, frames in paced.items()} == {"a": 90}
 
 
@@ -313,21 +289,21 @@ def test_this_process_has_threads_that_settle_and_memory():
     stop = threading.Event()
     thread = threading.Thread(target=lambda: all(not stop.is_set() for _ in iter(int, 1)))
     thread.start()
-    assert not settle_threads(seconds=0.02)
+    assert not worker.settle_threads(seconds=0.02)
     stop.set()
     thread.join()
-    assert settle_threads(seconds=60.0)
-    assert sum(ran for ran, _ in read_thread_times().values()) > 0
-    now, peak = read_memory_mb()
+    assert worker.settle_threads(seconds=60.0)
+    assert sum(ran for ran, _ in worker.read_thread_times().values()) > 0
+    now, peak = worker.read_memory_mb()
     assert 0 < now <= peak
-    assert read_memory_mb(2**22 + 1) is None
-    assert read_thread_times(2**22 + 1) == {}
+    assert worker.read_memory_mb(2**22 + 1) is None
+    assert worker.read_thread_times(2**22 + 1) == {}
 
 
 def test_local_candidates_take_as_many_rounds_as_asked_for():
     result = SimpleNamespace(times={"total": 1.0})
     calls = {"a": lambda: result, "b": lambda: result}
-    taken = take_turns_locally(calls, rounds=3, stages=True)
+    taken = turns.take_turns_locally(calls, rounds=3, stages=True)
     assert taken.count == 3
     assert [len(turn.warm) for turn in taken.turns["a"]] == [1, 1, 1]
     assert taken.warm("b")[0].stages == {"total": 1.0}
@@ -367,7 +343,7 @@ class Choosing:
     def labels(self, index):
         return [self.last, index]
 """
-NO_WAIT = TurnPlan(pause_ms=0.0, measuring_ms=0.0)
+NO_WAIT = worker.TurnPlan(pause_ms=0.0, measuring_ms=0.0)
 
 
 @pytest.fixture
@@ -378,7 +354,7 @@ def child(tmp_path):
     def open_one(function, python=None, **arguments):
         spec = {"file": str(tmp_path / "candidates.py"), "function": function}
         spec["arguments"] = arguments
-        opened.append(ChildCandidate(function, spec, python=python))
+        opened.append(turns.ChildCandidate(function, spec, python=python))
         return opened[-1]
 
     yield open_one
@@ -406,9 +382,9 @@ def test_an_engine_as_a_child_tells_its_cold_start_its_stages_and_its_self_check
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "cv2", None)  # frames that keep their size do not need it
         spec = Workload(tmp_path, [frame], classes).spec(variant)
-    with refused(CandidateError, "engine"):
-        ChildCandidate("engine", {**spec, "config": {"precision": "int8", "device": "cpu"}})
-    one = ChildCandidate("engine", {**spec, "streams": 2})
+    with refused(turns.CandidateError, "engine"):
+        turns.ChildCandidate("engine", {**spec, "config": {"precision": "int8", "device": "cpu"}})
+    one = turns.ChildCandidate("engine", {**spec, "streams": 2})
     try:
         assert set(one.started) == {"import_s", "load_s", "classes_s", "first_frame_s"}
         assert all(seconds > 0.0 for seconds in one.started.values())
@@ -436,25 +412,25 @@ def test_a_function_s_candidate_can_be_given_other_work(child, tmp_path):
 
 
 def test_what_cannot_be_opened_or_called_says_why(child, tmp_path, monkeypatch):
-    with pytest.raises(CandidateError, match="ending: its process ended .* out of ideas"):
+    with pytest.raises(turns.CandidateError, match="ending: its process ended .* out of ideas"):
         child("ending")
-    with pytest.raises(CandidateError, match="counter: cannot run /no/python"):
+    with pytest.raises(turns.CandidateError, match="counter: cannot run /no/python"):
         child("counter", "/no/python")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))  # which another interpreter is not given
     (tmp_path / "turtle_of_no_package.py").touch()
-    with refused(CandidateError, "foreign"):
+    with refused(turns.CandidateError, "foreign"):
         child("foreign", sys.executable)
     one = child("failing")
     for _ in range(2):  # it goes on answering
-        with refused(CandidateError, "failing"):
+        with refused(turns.CandidateError, "failing"):
             one.turn(NO_WAIT)
 
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGSEGV"])
 def test_a_killed_child_is_named_with_its_signal_and_the_others_finish(child, name):
-    stop = StopRule(max_seconds=60.0, max_rounds=5, half_width=None)
+    stop = turns.StopRule(max_seconds=60.0, max_rounds=5, half_width=None)
     doomed = child("killed", number=int(getattr(signal, name)))
-    taken = take_turns((child("counter"), doomed), NO_WAIT, stop)
+    taken = turns.take_turns((child("counter"), doomed), NO_WAIT, stop)
     assert list(taken.failures) == ["killed"]
     assert f"killed: its process was killed by {name}." in taken.failures["killed"]
     assert ("memory" in taken.failures["killed"]) == (name == "SIGKILL")
@@ -498,9 +474,9 @@ AFTER = {
 
 def test_conditions_are_those_between_two_moments(tmp_path):
     write(tmp_path, BEFORE)
-    before = take_snapshot(tmp_path)
+    before = conditions.take_snapshot(tmp_path)
     write(tmp_path, AFTER)
-    between = compare_snapshots(before, take_snapshot(tmp_path), waiting=0.74)
+    between = conditions.compare_snapshots(before, conditions.take_snapshot(tmp_path), waiting=0.74)
     assert {reading.name: (reading.value, reading.before) for reading in between.readings} == {
         "waiting for a CPU": (0.74, None),
         "CPU pressure": (pytest.approx(0.5), None),
@@ -529,13 +505,13 @@ def test_what_gives_no_number_is_absent_with_reason_and_command(tmp_path, conten
                     (tmp_path / name).mkdir()
                 else:
                     write(tmp_path, {name: "" if name.endswith(("stat", "governor")) else content})
-    broken = take_snapshot(tmp_path)
-    nothing = compare_snapshots(broken, broken)
+    broken = conditions.take_snapshot(tmp_path)
+    nothing = conditions.compare_snapshots(broken, broken)
     assert len(nothing.readings) == 7
     assert all(r.value is None and r.reason and r.command for r in nothing.readings)
     assert nothing.notes == ()
     write(tmp_path, {"proc/cpuinfo": "cpu MHz\t\t: 2000.0\nflags : x\ncpu MHz\t\t: 3000.5"})
-    assert take_snapshot(tmp_path).clock_mhz == pytest.approx(2500.25)  # without cpufreq
+    assert conditions.take_snapshot(tmp_path).clock_mhz == pytest.approx(2500.25)  # without cpufreq
 
 
 def ina3221(number, *channels):
@@ -571,39 +547,37 @@ BOARDS = [
 @pytest.mark.parametrize(("files", "watts", "source"), BOARDS)
 def test_a_board_s_total_is_its_input_rail_or_the_sum(tmp_path, files, watts, source):
     write(tmp_path, files)
-    meter, absent = find_energy_meter(tmp_path)
+    meter, absent = conditions.find_energy_meter(tmp_path)
     assert sum(meter.read()) == pytest.approx(watts)
     assert (meter.source, absent) == (source, ())
 
 
-@pytest.mark.parametrize(
-    ("moments", "values", "counts", "joules"),
-    [  # power by trapezoids over uneven moments, a counter by its differences
-        ([0.0, 1.0, 3.0, 3.5], [2.0, 4.0, 4.0, 8.0], False, 3.0 + 8.0 + 3.0),
-        ([0.0, 1.0, 2.0], [98.0, 99.5, 103.0], True, 5.0),
-        (range(4), [98.0, 99.5, 1.0, 2.0], True, None),  # it goes back
-        (range(40), [5.0] * 40, True, None),  # it is stuck
-        (range(40), [5.0] * 40, False, None),
-        (range(3), [1.0, math.nan, 2.0], False, None),
-        (range(3), [(1.0, 2.0), (3.0, 2.0), (2.0, 2.0)], False, 4.0 + 4.5),  # rails
-        (range(40), [(watts, 5.0) for watts in range(40)], False, None),  # one is stuck
-    ],
-)
+@pytest.mark.parametrize(("moments", "values", "counts", "joules"), [
+    # power by trapezoids over uneven moments, a counter by its differences
+    ([0.0, 1.0, 3.0, 3.5], [2.0, 4.0, 4.0, 8.0], False, 3.0 + 8.0 + 3.0),
+    ([0.0, 1.0, 2.0], [98.0, 99.5, 103.0], True, 5.0),
+    (range(4), [98.0, 99.5, 1.0, 2.0], True, None),  # it goes back
+    (range(40), [5.0] * 40, True, None),  # it is stuck
+    (range(40), [5.0] * 40, False, None),
+    (range(3), [1.0, math.nan, 2.0], False, None),
+    (range(3), [(1.0, 2.0), (3.0, 2.0), (2.0, 2.0)], False, 4.0 + 4.5),  # rails
+    (range(40), [(watts, 5.0) for watts in range(40)], False, None),  # one is stuck
+])  # fmt: skip
 def test_readings_are_added_up_or_give_nothing(moments, values, counts, joules):
     values = [value if isinstance(value, tuple) else (value,) for value in values]
-    assert joules_of(moments, values, counts=counts) == pytest.approx(joules)
+    assert conditions.joules_of(moments, values, counts=counts) == pytest.approx(joules)
 
 
 def test_a_thread_reads_while_work_is_done(tmp_path):
     values = itertools.count(1.0)
     work = lambda: any(next(values) % 50 == 0 for _ in range(999))  # noqa: E731
-    result, seconds, joules = measure_energy(
-        EnergyMeter("a", lambda: [next(values)]), work, interval=0.001
+    result, seconds, joules = conditions.measure_energy(
+        conditions.EnergyMeter("a", lambda: [next(values)]), work, interval=0.001
     )
     assert result
     assert min(seconds, joules) > 0.0
-    lost = EnergyMeter("b", lambda: [float((tmp_path / "lost").read_text())])
-    assert measure_energy(lost, list, interval=0.001)[2] is None
+    lost = conditions.EnergyMeter("b", lambda: [float((tmp_path / "lost").read_text())])
+    assert conditions.measure_energy(lost, list, interval=0.001)[2] is None
 
 
 class NVMLError(Exception):
@@ -632,11 +606,11 @@ def visible(monkeypatch):
 
 
 def watch(nvml, readings=3, interval=0.0):
-    gpu = GpuWatch(0, nvml, interval=interval)
+    gpu = conditions.GpuWatch(0, nvml, interval=interval)
     for _ in range(readings):
         gpu.read()
-    conditions = gpu.conditions()
-    return {reading.name: reading for reading in conditions.readings}, " ".join(conditions.notes)
+    told = gpu.conditions()
+    return {reading.name: reading for reading in told.readings}, " ".join(told.notes)
 
 
 def test_clocks_are_those_between_turns_and_throttling_is_noted_with_its_reason():
@@ -682,7 +656,7 @@ def test_the_gpu_is_the_one_that_cuda_counts(monkeypatch, visible, index, kind, 
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     nvml = nvml_of()
-    assert NvmlGpu(index, nvml).name == f"{opened}: RTX 9999"
+    assert conditions.NvmlGpu(index, nvml).name == f"{opened}: RTX 9999"
     getattr(nvml, f"nvmlDeviceGetHandleBy{kind}").assert_called_once_with(opened)
 
 
@@ -690,11 +664,11 @@ def test_the_gpu_is_the_one_that_cuda_counts(monkeypatch, visible, index, kind, 
     ("nvml", "reason"), [(nvml_of(), "Not Supported"), (None, "pip install nvidia-ml-py")]
 )
 def test_energy_is_read_by_nvml_or_absent(tmp_path, monkeypatch, nvml, reason):
-    gpu, _ = find_energy_meter(tmp_path, nvml_of(energy=(5000, 5250)))
+    gpu, _ = conditions.find_energy_meter(tmp_path, nvml_of(energy=(5000, 5250)))
     assert (gpu.counts, gpu.source) == (True, "GPU alone, by NVML")
     assert gpu.read() == pytest.approx([5.25])
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    meter, readings = find_energy_meter(tmp_path, nvml)
+    meter, readings = conditions.find_energy_meter(tmp_path, nvml)
     absent = {reading.name: reading for reading in readings}
     assert meter is None
     assert reason in absent["GPU energy"].reason
@@ -736,9 +710,11 @@ def test_cpu_time_of_other_numbers_of_threads_is_warned_of(threads, waiting, not
 
 
 def test_a_report_has_what_the_gpu_did_also_after_ctrl_c():
-    conditions = Conditions(readings=(Reading(name="GPU clock", value=1.0),), notes=("it was hot",))
-    report = measured({}, conditions=[conditions], interrupted=True)
-    assert conditions.readings[0] in report.conditions.readings
+    own = conditions.Conditions(
+        readings=(conditions.Reading(name="GPU clock", value=1.0),), notes=("it was hot",)
+    )
+    report = measured({}, conditions=[own], interrupted=True)
+    assert own.readings[0] in report.conditions.readings
     assert "it was hot" in report.notes
     assert any("interrupted" in note for note in report.notes)
 
