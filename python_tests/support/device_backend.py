@@ -12,25 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from support.host_backend import ForeignArray, place
+from support.host_backend import ForeignArray, Placed, place
 from zsseg_rt import ops
-from zsseg_rt.onnx.check import Flow
 
 
 @dataclass
-class DeviceSession:
+class DeviceSession(Placed):
     """Each result is its rows of one input times a matrix, of the dtype that the file states."""
 
-    inner: Any
-    header: Flow
     fault: str | None
     foreign: bool
-    device: str = "cuda:0"
     runs: int = 0
     _buffers: dict[str, Any] = field(default_factory=dict)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.header if name in ("inputs", "outputs") else self.inner, name)
 
     def capture_state(self) -> Any:
         if self.fault == "not capturable":
@@ -44,9 +37,8 @@ class DeviceSession:
             for spec in self.inputs
             for axis, size in zip(spec.shape, feeds[spec.name].shape, strict=True)
         }
-        results = {}
-        for spec in self.inputs:
-            assert str(feeds[spec.name].dtype) == spec.dtype, spec.name
+        results, stated = {}, {spec.name: spec.dtype for spec in self.inputs}
+        assert {name: str(feed.dtype) for name, feed in feeds.items()} == stated
         for spec in self.outputs:
             shape = tuple(sizes.get(size, size) for size in spec.shape)
             source = "patch_embeds" if spec.name == "patch_keys" else next(iter(feeds))

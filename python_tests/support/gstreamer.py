@@ -3,7 +3,6 @@
 import functools
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -164,15 +163,9 @@ class RtspCamera:
         with self._process:
             self._process.kill()
 
-    def freeze(self) -> None:
-        """A camera that hangs: its connections stay open, and nothing comes."""
-        self._process.send_signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        self._process.send_signal(signal.SIGCONT)
-
-    def change_size(self) -> None:
-        self._process.send_signal(signal.SIGUSR1)
+    def send(self, number: int) -> None:
+        """Of signals, SIGUSR1 changes its size; stopped, it hangs with its connections open."""
+        self._process.send_signal(number)
 
     def _value_of(self, what: str) -> str:
         """The value behind a word in its next line."""

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -39,58 +40,37 @@ def fetch(feed: Any, stream: int) -> np.ndarray:
 
 
 @dataclass
-class HostSession:
-    """Feeds and results lie on ``cuda:0``; the graph runs on the host in between."""
+class Placed:
+    """A graph or a session of the host's that stands before it as a device's."""
 
     inner: Any
     header: Flow
-    foreign: bool
-    device: str = "cuda:0"
+    device = "cuda:0"
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.header if name in ("inputs", "outputs") else self.inner, name)
 
+
+@dataclass
+class HostSession(Placed):
+    """Feeds and results lie on ``cuda:0``; the graph runs on the host in between."""
+
+    foreign: bool
+
     def run(self, feeds: Mapping[str, Any], *, stream: int = 0) -> dict[str, Any]:
-        results = run_on_host(
-            self.inner, self.header, {name: fetch(feed, stream) for name, feed in feeds.items()}
-        )
-        placed = {
-            name: ops.DeviceArray.from_numpy(result, 0, stream) for name, result in results.items()
-        }
+        fetched = {name: fetch(feed, stream) for name, feed in feeds.items()}
+        results = run_on_host(self.inner, self.header, fetched)
+        placed = {n: ops.DeviceArray.from_numpy(r, 0, stream) for n, r in results.items()}
         return {n: ForeignArray(a) for n, a in placed.items()} if self.foreign else placed
 
 
 @dataclass
-class PlacedGraph:
-    """A graph of the host's whose sessions stand before it as a device's."""
-
-    inner: Any
-    header: Flow
+class PlacedGraph(Placed):
     open_session: Callable[[Any, Flow], Any]
-    device: str = "cuda:0"
-    plan_name: str = ""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.header if name in ("inputs", "outputs") else self.inner, name)
+    plan_name = ""
 
     def session(self) -> Any:
         return self.open_session(self.inner.session(), self.header)
-
-
-@dataclass
-class Uncompiled:
-    """In the place of a graph and its sessions, where nothing computes."""
-
-    precision: str
-
-    def session(self) -> "Uncompiled":
-        return self
-
-    def recorder(self) -> None:
-        return None
-
-    def close(self) -> None:
-        pass
 
 
 def usual_host() -> str:
@@ -125,7 +105,8 @@ def place(
             if computes or device == "cpu":
                 graph = host.load(graph_path, device="cpu", precision=precision, options=options)
             else:
-                graph = Uncompiled(precision)
+                graph = SimpleNamespace(precision=precision, close=int, recorder=lambda: None)
+                graph.session = lambda: graph
             if device == "cpu":
                 return graph
             return PlacedGraph(graph, check_graph(graph_path), open_session)

@@ -398,63 +398,42 @@ MAKERS = {
 }
 
 
-def listed(results):
-    results = results if isinstance(results, tuple) else (results,)
-    return [result for result in results if result is not None]
-
-
-def fetched(device, results):
-    return [device.fetch(result) for result in listed(results)]
-
-
-def run(name, device, case, **more):
-    return getattr(ops, name)(**case.placed(device), **case.settings, stream=device.stream, **more)
-
-
-def expected_of(name, case):
-    arrays = {
-        key: array.copy() if key == "picture" else array for key, array in case.narrowed().items()
-    }
-    with np.errstate(invalid="ignore", over="ignore"):
-        return listed(getattr(reference, name)(**arrays, **case.settings))
-
-
 def check_call(name, device, case):
     """A call without ``out``, and one that writes poisoned memory, to the same bits."""
-    results = run(name, device, case)
-    assert all(device.holds(result) for result in listed(results))
-    values, expected = fetched(device, results), expected_of(name, case)
+
+    def run(module, arrays, **more):
+        results = getattr(module, name)(**arrays, **case.settings, **more)
+        results = results if isinstance(results, tuple) else (results,)
+        return [result for result in results if result is not None]
+
+    results = run(ops, case.placed(device), stream=device.stream)
+    assert all(device.holds(result) for result in results)
+    values, arrays = [device.fetch(result) for result in results], case.narrowed()
+    if name == "ink":
+        arrays["picture"] = arrays["picture"].copy()
+    with np.errstate(invalid="ignore", over="ignore"):
+        expected = run(reference, arrays)
     assert [value.shape for value in values] == [value.shape for value in expected]
     case.check("cpu" if device.name == "cpu" else "cuda", values, expected)
     if name == "ink":
         return
-    again, outputs = outputs_for(name, device, values, case)
-    written = run(name, device, case, **again)
-    assert all(a is b for a, b in zip(listed(written), outputs, strict=True))
-    dtype = case.dtypes.get("out", "float32")
-    if dtype == "float32":
-        for output, value in zip(outputs, values, strict=True):
-            np.testing.assert_array_equal(device.fetch(output), value)
-        return
-    stored = outputs[0].bits if dtype == "bfloat16" else outputs[0]
-    numbers = device.fetch(stored)
-    numbers = widened(numbers) if dtype == "bfloat16" else numbers.astype(np.float32)
-    last = LAST_BIT[dtype]  # a rounding either way where the sums behind differ
-    if name == "preprocess" and device.name == "cpu":
-        rounded = widened(bfloat16_bits(values[0])) if dtype == "bfloat16" else None
-        rounded = values[0].astype(dtype).astype(np.float32) if rounded is None else rounded
-        np.testing.assert_array_equal(numbers, rounded)
-    np.testing.assert_allclose(numbers, values[0], rtol=2 * last, atol=1e-5 + 5 * last)
-
-
-def outputs_for(name, device, values, case):
-    """Poisoned memory for every result: the argument, and its arrays one by one."""
-    if case.dtypes.get("out") == "bfloat16":
-        output = Bfloat16Array(device.poisoned(values[0].shape, np.uint16))
-        return {"out": output}, [output]
     dtype = case.dtypes.get("out")
-    outputs = [device.poisoned(value.shape, dtype or value.dtype) for value in values]
-    if name == "upsample_argmax_overlay":
-        labels, overlay = tuple(outputs[:-1]), outputs[-1]
-        return {"out": labels if len(labels) > 1 else labels[0], "picture": overlay}, outputs
-    return {"out": tuple(outputs) if len(outputs) > 1 else outputs[0]}, outputs
+    bits = np.uint16 if dtype == "bfloat16" else dtype
+    outputs = [device.poisoned(value.shape, bits or value.dtype) for value in values]
+    handed = [Bfloat16Array(output) for output in outputs] if dtype == "bfloat16" else outputs
+    drawn = {"picture": handed[-1]} if name == "upsample_argmax_overlay" else {}
+    out = handed[: len(handed) - len(drawn)]
+    out = {"out": tuple(out) if len(out) > 1 else out[0]}
+    written = run(ops, case.placed(device), stream=device.stream, **out, **drawn)
+    assert all(a is b for a, b in zip(written, handed, strict=True))
+    for output, value in zip(outputs, values, strict=True):
+        numbers, rounded = device.fetch(output), value
+        if dtype == "bfloat16":
+            numbers, rounded = widened(numbers), widened(bfloat16_bits(value))
+        elif dtype == "float16":
+            numbers, rounded = numbers.astype(np.float32), value.astype(dtype).astype(np.float32)
+        last = LAST_BIT[dtype or "float32"]
+        if not last or (name == "preprocess" and device.name == "cpu"):
+            np.testing.assert_array_equal(numbers, rounded)
+        else:  # a rounding either way where the sums behind differ
+            np.testing.assert_allclose(numbers, value, rtol=2 * last, atol=1e-5 + 5 * last)

@@ -10,12 +10,12 @@ LONG = 30
 
 def result(index=0, size_hw=(48, 64), source="cam", label=0, **frame) -> Segmentation:
     image = np.full((*size_hw, 3), 40, np.uint8)
-    frame = {"captured_at": index / 10, "clock": "arrival"} | frame
+    frame = {"image": image, "captured_at": index / 10, "clock": "arrival"} | frame
     return Segmentation(
         labels=np.full(size_hw, label, np.uint8),
         names=("road", "sky", "tree"),
         vocabulary_version=3,
-        frame=Frame(source=source, index=index, image=image, **frame),
+        frame=Frame(source=source, index=index, **frame),
     )
 
 

@@ -59,6 +59,7 @@ def test_two_at_once_build_once(tmp_path, caplog):
 
 
 SAMPLE = "a" * 64
+STAGES = ("image", "patch_embeds", "queries", "class_embeds", "mask_logits", "labels")
 
 
 class Built:
@@ -67,33 +68,26 @@ class Built:
     def __init__(self, name, *outputs):
         self.plan_name, self.verdict = f"{name}.plan", {}
         self.outputs = tuple(SimpleNamespace(name=output) for output in outputs)
-
-    def golden_verdict(self, sample):
-        return self.verdict.get(sample)
-
-    def keep_golden_verdict(self, sample, problem):
-        self.verdict[sample] = problem
+        self.golden_verdict, self.keep_golden_verdict = self.verdict.get, self.verdict.__setitem__
 
 
-class Checked:
-    """An engine whose golden sample is wrong from one stage on."""
+def prove(graphs, wrong=None, *, golden=SAMPLE, min_region_score=None):
+    """How often the sample ran; it is wrong from one stage on."""
+    runs = []
 
-    def __init__(self, wrong=None, *, golden=SAMPLE, min_region_score=None):
-        file = None if golden is None else SimpleNamespace(sha256=golden)
-        self.bundle = SimpleNamespace(path="street.zsseg", golden=file)
-        self.config = SimpleNamespace(min_region_score=min_region_score)
-        self.wrong, self.runs = wrong, 0
-
-    def self_check(self):
-        self.runs += 1
-        stages, error = [], 0.0
-        for stage in ("image", "patch_embeds", "queries", "class_embeds", "mask_logits", "labels"):
-            error = 0.5 if stage == self.wrong else error
-            stages.append(StageCheck(stage=stage, error=error, tolerance=0.03))
+    def self_check():
+        runs.append(1)
+        first = STAGES.index(wrong) if wrong else len(STAGES)
+        stages = [
+            StageCheck(stage=stage, error=0.5 * (place >= first), tolerance=0.03)
+            for place, stage in enumerate(STAGES)
+        ]
         return SelfCheck(precision="float16", stages=tuple(stages))
 
-    def prove(self, graphs):
-        prove_plans(self.bundle, self.config, graphs, self.self_check)
+    file = None if golden is None else SimpleNamespace(sha256=golden)
+    bundle = SimpleNamespace(path="street.zsseg", golden=file)
+    prove_plans(bundle, SimpleNamespace(min_region_score=min_region_score), graphs, self_check)
+    return len(runs)
 
 
 @pytest.fixture
@@ -105,10 +99,7 @@ def graphs():
 
 
 def test_new_plans_run_the_sample_once(graphs):
-    engine = Checked()
-    engine.prove(graphs)
-    engine.prove(graphs)
-    assert engine.runs == 1
+    assert (prove(graphs), prove(graphs)) == (1, 0)
     assert all(graph.verdict == {SAMPLE: ""} for graph in graphs.values())
 
 
@@ -116,31 +107,29 @@ def test_new_plans_run_the_sample_once(graphs):
     ("wrong", "named"), [("patch_embeds", "encoder"), ("class_embeds", "decoder")]
 )
 def test_the_plan_that_fails_is_refused_by_name_now_and_later(graphs, wrong, named):
-    engine = Checked(wrong)
-    for _ in range(2):
+    for stage in (wrong, None):
         with refused(BackendError, "plan", f"{named}.plan", wrong):
-            engine.prove(graphs)
+            prove(graphs, stage)
     assert [graph.plan_name for graph in graphs.values() if graph.verdict] == [f"{named}.plan"]
-    assert engine.runs == 1
 
 
 def test_where_no_graph_is_to_blame_all_new_ones_are_named(graphs):
     graphs["decoder"].verdict[SAMPLE] = ""
     with refused(BackendError, "plan", "encoder.plan", "mask_logits") as caught:
-        Checked("mask_logits").prove(graphs)
+        prove(graphs, "mask_logits")
     assert "decoder.plan" not in str(caught.value)
 
 
 def test_what_the_sample_cannot_judge_is_not_refused(graphs, caplog):
     """Without a sample, or as regions are left out on purpose."""
-    Checked("image", golden=None).prove(graphs)
+    prove(graphs, "image", golden=None)
     assert "street.zsseg" in caplog.text
     graphs["region_encoder"] = Built("region_encoder", "region_embeds")
-    Checked("mask_logits", min_region_score=0.1).prove(graphs)
+    prove(graphs, "mask_logits", min_region_score=0.1)
     assert [not graph.verdict for graph in graphs.values()] == [False, False, True]
     graphs["image_encoder"].verdict.clear()
     with refused(BackendError, "plan", "encoder.plan"):
-        Checked("patch_embeds", min_region_score=0.1).prove(graphs)
+        prove(graphs, "patch_embeds", min_region_score=0.1)
 
 
 def test_an_engine_proves_its_plans_before_it_serves(monkeypatch):

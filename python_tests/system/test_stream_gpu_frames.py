@@ -55,46 +55,34 @@ def test_the_picture_for_the_cpu_is_what_the_kernels_see(matrix, order):
     exact = reference.preprocess((luma, chroma), colour_matrix=matrix, **plain)
     exact = np.rint(255 * exact).transpose(1, 2, 0)[..., :: 1 if order == "rgb" else -1]
     image = host_picture(Nv12Frame(*planes, matrix), order)
-    assert image.dtype == np.uint8
-    assert image.flags.c_contiguous
+    assert (image.dtype, image.flags.c_contiguous) == (np.uint8, True)
     np.testing.assert_array_equal(image, exact)
 
 
-@pytest.fixture
-def core(monkeypatch):
+@pytest.mark.parametrize(
+    ("kind", "size", "matrix"),
+    [
+        ("yuv420p", (70, 48), "bt601"), ("nv12", (70, 48), "bt601"),
+        ("yuvj420p", (70, 48), "bt601-full"),
+        ("yuv422p", (70, 48), None), ("yuv420p", (69, 47), None),
+    ],
+)  # fmt: skip
+def test_a_decoded_frame_is_uploaded_as_it_is_or_converted_first(monkeypatch, kind, size, matrix):
     monkeypatch.setattr(ops, "core", host_core())
-
-
-def video_frame(kind, height=48, width=70):
-    rng = np.random.default_rng(0)
-    frame = av.VideoFrame(width, height, kind)
+    frame, rng = av.VideoFrame(*size, kind), np.random.default_rng(0)
     for plane in frame.planes:
         plane.update(rng.integers(0, 256, plane.buffer_size, np.uint8).tobytes())
-    return frame
-
-
-@pytest.mark.parametrize(
-    ("kind", "matrix"), [("yuv420p", "bt601"), ("nv12", "bt601"), ("yuvj420p", "bt601-full")]
-)
-@pytest.mark.usefixtures("core")
-def test_a_decoded_frame_is_uploaded_as_it_is(kind, matrix):
-    frame = video_frame(kind)
-    on_gpu = Converter("rgb", turns=False, device="cuda:0").take(frame)["on_gpu"]
+    fields = Converter("bgr", turns=False, device="cuda:0").take(frame)
+    if matrix is None:
+        expected = Converter("bgr", turns=False).take(frame)["image"]
+        np.testing.assert_array_equal(fields["on_gpu"].array, expected)
+        np.testing.assert_array_equal(fields["image"](), expected)
+        return
+    assert fields["on_gpu"].colour_matrix == matrix
     if kind != "yuvj420p":
         decoded = frame.reformat(format="nv12").to_ndarray()
-        np.testing.assert_array_equal(on_gpu.luma.array, decoded[:48])
-        np.testing.assert_array_equal(on_gpu.chroma.array.reshape(24, 70), decoded[48:])
-    assert on_gpu.colour_matrix == matrix
-
-
-@pytest.mark.parametrize(("kind", "size"), [("yuv422p", (48, 70)), ("yuv420p", (47, 69))])
-@pytest.mark.usefixtures("core")
-def test_what_the_kernels_cannot_read_is_converted_first(kind, size):
-    frame = video_frame(kind, *size)
-    fields = Converter("bgr", turns=False, device="cuda:0").take(frame)
-    expected = Converter("bgr", turns=False).take(frame)["image"]
-    np.testing.assert_array_equal(fields["on_gpu"].array, expected)
-    np.testing.assert_array_equal(fields["image"](), expected)
+        np.testing.assert_array_equal(fields["on_gpu"].luma.array, decoded[:48])
+        np.testing.assert_array_equal(fields["on_gpu"].chroma.array.reshape(24, 70), decoded[48:])
 
 
 @pytest.mark.parametrize("integrated", [False, True])

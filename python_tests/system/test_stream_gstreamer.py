@@ -5,7 +5,9 @@ import itertools
 import logging
 import os
 import re
+import signal
 import time
+from functools import partial
 
 import pytest
 
@@ -146,7 +148,7 @@ def test_a_camera_may_change_its_size_and_its_loss_is_an_error(rtsp_cameras, lib
     camera = rtsp_cameras(sizes=("320x240", "480x384"))
     with reading(camera.url, **library) as lines:
         shown = [next(lines) for _ in range(5)]
-        camera.change_size()
+        camera.send(signal.SIGUSR1)
         shown.append(next(line for line in lines if line.get("shape") != [240, 320, 3]))
         shown += [next(lines) for _ in range(5)]
         camera.kill()
@@ -177,7 +179,9 @@ def test_a_login_is_needed_and_never_shown(rtsp_cameras, library):
 def test_a_camera_that_is_lost_comes_back_and_others_go_on_meanwhile(rtsp_cameras, caplog, freezes):
     caplog.set_level(logging.INFO)
     camera = rtsp_cameras(login="user:secret")
-    lose, cure = (camera.freeze, camera.thaw) if freezes else (camera.kill, camera.start)
+    lose, cure = camera.kill, camera.start
+    if freezes:
+        lose, cure = partial(camera.send, signal.SIGSTOP), partial(camera.send, signal.SIGCONT)
     uris = [camera.url.replace("//", "//user:secret@"), OTHER]
     frames, *stats = streams.lose_and_find(uris, lose, cure, stalled_after=0.7, lost_after=2.0)
     assert "secret" not in f"{stats} {caplog.text} {frames}"
@@ -228,6 +232,6 @@ def test_frames_that_are_too_large_never_reach_the_decoder(rtsp_cameras):
     camera = rtsp_cameras(sizes=("320x240", "480x360"))
     with reading(camera.url, "--most-pixels", "76800") as lines:
         assert next(lines)["shape"] == [240, 320, 3]
-        camera.change_size()
+        camera.send(signal.SIGUSR1)
         end = next(line for line in lines if line.get("shape") != [240, 320, 3])
     assert "got 480x360" in end["message"]

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from support.command_line import python
 from support.errors import refused
 from support.gstreamer import WITHIN, OverlayServer, read, require_gstreamer, watch
 from support.streams import wait_until
@@ -131,31 +130,27 @@ def test_a_port_that_is_taken_is_told_with_its_remedy(serve):
     assert "hush" not in server.begun["message"]
 
 
+JETSON = "--jetson nvvidconv nvv4l2h264enc --nvenc"
+NVENC = "stand-in for nvh264enc"
+
+
 @pytest.mark.parametrize(
-    ("has_device", "fails", "warnings"),
-    [(True, "", []), (False, "", ["no encoder"]), (True, "error-after=1", ["cannot be used"]),
-     (True, "drop-probability=1", ["cannot be used"])],
-)  # fmt: skip
-def test_a_jetson_s_encoder_is_used_where_it_works(
-    serve, tmp_path, monkeypatch, has_device, fails, warnings
-):
-    device = tmp_path / "v4l2-nvenc"
-    if has_device:
-        device.touch()
+    ("options", "fails", "says"),
+    [
+        (f"{JETSON} /dev/null", "", []),
+        (f"{JETSON} /dev/absent", "", ["no encoder"]),
+        (f"{JETSON} /dev/null", "error-after=1", ["cannot be used"]),
+        (f"{JETSON} /dev/null", "drop-probability=1", ["cannot be used"]),
+        ("--jetson nvh264enc", "", [NVENC, NVENC]),  # a trial, and what is watched
+        ("--jetson nvh264enc --size 96x128", "", []),  # too small for it
+    ],
+)
+def test_nvidia_s_encoders_are_used_where_they_work(serve, monkeypatch, options, fails, says):
     monkeypatch.setenv("NVENC_FAILS", fails)
-    elements = ("--jetson", "nvvidconv", "nvv4l2h264enc")
-    server = serve("rtsp://@127.0.0.1:0/seg", "--nvenc", str(device), *elements)
+    server = serve("rtsp://@127.0.0.1:0/seg", *options.split())
     with watch(server.url()) as viewer:
         assert all(is_overlay(next(viewer)) for _ in range(3))
-    assert re.findall("cannot be used|no encoder", server.close()) == warnings
-
-
-@pytest.mark.parametrize(("size", "is_used"), [("240x320", True), ("96x128", False)])
-def test_nvenc_is_used_for_sizes_that_it_takes(serve, size, is_used):
-    server = serve("rtsp://@127.0.0.1:0/seg", "--size", size, "--jetson", "nvh264enc")
-    with watch(server.url()) as viewer:
-        assert all(is_overlay(next(viewer)) for _ in range(3))
-    assert ("stand-in for nvh264enc" in server.close()) == is_used
+    assert re.findall(f"cannot be used|no encoder|{NVENC}", server.close()) == says
 
 
 @pytest.mark.parametrize(
@@ -185,13 +180,6 @@ def test_what_is_no_address_is_refused(text):
     with refused(ArgumentError, "sink", "rtsp://@:PORT/NAME") as raised:
         open_writers([text], channel_order="rgb", alpha=0.5)
     assert "hush" not in str(raised.value)
-
-
-def test_the_command_serves_and_reports(colour_bundle):
-    command = "stream test://?size=64x48 --frames 3 rtsp://@127.0.0.1:0/seg --classes red"
-    done = python("-m", "zsseg_rt", *command.split(), "--bundle", colour_bundle)
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"rtsp://@127\.0\.0\.1:[1-9][0-9]*/seg  3 frames", done.stdout + done.stderr)
 
 
 def test_without_gstreamer_the_command_that_installs_it_is_told(monkeypatch):

@@ -54,18 +54,6 @@ def test_several_lanes_give_what_one_gives(colour_bundle, engine, tmp_path):
             np.testing.assert_array_equal(lane.segment(seg.frame.image).labels, seg.labels)
 
 
-def test_classes_may_change_while_a_stream_runs(engine):
-    with engine.stream("test://?size=64x48&rate=200") as stream:
-        first = next(stream)
-        engine.set_classes(["white", "black"])
-        second = next(stream)
-        engine.set_classes(NAMES)
-    assert first.names == tuple(NAMES)
-    assert second.names == ("white", "black")
-    assert second.vocabulary_version > first.vocabulary_version
-    assert second.frame.index > first.frame.index
-
-
 def test_still_frames_are_counted_and_each_source_has_a_memory_of_its_own(engine, tmp_path):
     """A video's own time counts, however fast it is read: after a second, a frame runs again."""
     paths = {

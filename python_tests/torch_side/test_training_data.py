@@ -275,12 +275,10 @@ def batches_of(loader, count):
     return list(itertools.islice(iter(loader), count))
 
 
-def loader_of(seed=0, num_workers=0, **options):
-    options = {"batch_size": 4} | options
-    sampler = EpochSampler(11, seed, **options)
-    return make_loader(
-        TrainingSamples(Scenes(), AUGMENTATION, seed), sampler, num_workers=num_workers
-    )
+def loader_of(num_workers=0, bad=None, **options):
+    sampler = EpochSampler(11, 0, **{"batch_size": 4} | options)
+    samples = TrainingSamples(Scenes(bad), AUGMENTATION, 0)
+    return make_loader(samples, sampler, num_workers=num_workers)
 
 
 def test_batches_have_the_stated_layout_and_order():
@@ -340,14 +338,8 @@ def test_an_epoch_holds_every_picture_once(batch_size, length):
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_errors_of_the_data_come_out_as_they_are(num_workers):
-    sampler = EpochSampler(11, 0, batch_size=11)
-    loader = make_loader(
-        TrainingSamples(Scenes(bad=3), AUGMENTATION, 0), sampler, num_workers=num_workers
-    )
-    with pytest.raises(
-        DatasetError, match=r"^masks/3\.png: expected values .* Correct the mask\.$"
-    ):
-        batches_of(loader, 3)
+    with pytest.raises(DatasetError, match=r"^masks/3\.png: expected .* Correct the mask\.$"):
+        batches_of(loader_of(num_workers, bad=3, batch_size=11), 3)
 
 
 def test_normalizes_as_numpy_does_and_pads_afterwards():

@@ -42,15 +42,17 @@ def same_files(first, second, *parts):
     assert all(alike(saved(first, part), saved(second, part)) for part in parts)
 
 
-class CrashError(Exception):
-    """Ends a run as a crash would."""
+def crash(*_):
+    raise EOFError
 
 
-def crash_at(step):
+def acting(act, position):
+    """Batches, before that of one position something happens."""
+
     def source(**place):
         for index, batch in enumerate(toy_batches(**place)):
-            if place["start_position"] // 4 + index == step:
-                raise CrashError
+            if place["start_position"] // 4 + index == position:
+                act()
             yield batch
 
     return source
@@ -76,8 +78,8 @@ def test_training_lowers_the_loss_and_leaves_everything(tmp_path):
 def test_resumed_run_is_the_uninterrupted_run_to_the_bit(tmp_path, accumulation_steps):
     settings = config(accumulation_steps=accumulation_steps)
     whole = train(tmp_path / "whole", ToyTask(dropout=0.5), config=settings)
-    source = crash_at(4 * accumulation_steps)
-    with pytest.raises(CrashError):
+    source = acting(crash, 4 * accumulation_steps)
+    with pytest.raises(EOFError):
         train(tmp_path / "parts", ToyTask(dropout=0.5), config=settings, source=source)
     torch.rand(7)  # the generator's state is the checkpoint's, not this process's
     task = ToyTask(dropout=0.5, seed=1)
@@ -120,47 +122,34 @@ def work(name, folder, **place):
     )
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory):
-    """The folder and output of two processes, as torchrun starts them."""
-    folder = tmp_path_factory.mktemp("pair")
+def test_two_processes_train_as_one_and_stop_together_on_a_bad_loss(tmp_path):
+    """As torchrun starts them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
     place |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     processes = [
-        work("work_in_two_processes", folder, **place, RANK=str(rank), LOCAL_RANK=str(rank))
+        work("work_in_two_processes", tmp_path, **place, RANK=str(rank), LOCAL_RANK=str(rank))
         for rank in range(2)
     ]
     outputs = [process.communicate(timeout=180)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
-    return folder, "".join(outputs)
-
-
-def test_two_processes_give_the_curve_of_one(pair, tmp_path):
     train(tmp_path / "one")
-    folder = shutil.copytree(pair[0] / "run", tmp_path / "two")
-    one, two = history(tmp_path / "one"), history(folder)
+    one, two = history(tmp_path / "one"), history(tmp_path / "run")
     assert one.keys() == two.keys()
     for step, loss in one.items():  # float32 means of halves instead of one mean
         assert two[step] == pytest.approx(loss, rel=1e-5)
-    assert json.loads((folder / "summary.json").read_text())["num_processes"] == 2
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["num_processes"] == 2
     # and the checkpoint of two processes continues on one
-    assert train(folder, config=config(iterations=8), resume=True).step == 8
-
-
-def test_the_mean_of_two_processes_is_the_loss_of_the_whole_batch(pair):
-    parts = [torch.load(pair[0] / f"{rank}.pt") for rank in range(2)]
+    assert train(tmp_path / "run", config=config(iterations=8), resume=True).step == 8
+    # the mean of their losses is that of the whole batch
+    parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     means = [sum(pair) / 2 for pair in zip(*parts, strict=True)]
     assert means == pytest.approx(losses_of(slice(None)), rel=1e-5)
     assert parts[0] != pytest.approx(parts[1], rel=0.1)
-
-
-def test_two_processes_stop_together_on_a_bad_loss(pair):
-    folder, output = pair
-    assert output.count("loss: expected finite terms") == 2
-    assert "picture-18, picture-19" in output
-    assert CheckpointFolder(folder / "bad" / "checkpoints").steps() == [3]
+    assert "".join(outputs).count("loss: expected finite terms") == 2
+    assert "picture-18, picture-19" in "".join(outputs)
+    assert CheckpointFolder(tmp_path / "bad" / "checkpoints").steps() == [3]
 
 
 def test_a_kill_loses_at_most_one_interval(tmp_path):
@@ -176,14 +165,8 @@ def test_a_kill_loses_at_most_one_interval(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_a_checkpoint_and_ends_the_run(tmp_path, number):
-    def signalled(**place):
-        for index, batch in enumerate(toy_batches(**place), start=1):
-            if index == 5:
-                signal.raise_signal(number)
-            yield batch
-
     before = signal.getsignal(number)
-    result = train(tmp_path, source=signalled)
+    result = train(tmp_path, source=acting(lambda: signal.raise_signal(number), 4))
     assert (result.finished, result.step) == (False, 5)
     assert signal.getsignal(number) == before
     assert CheckpointFolder(tmp_path / "checkpoints").steps() == [3, 5]
@@ -250,9 +233,6 @@ def test_keeps_the_best_checkpoint_besides_the_last(tmp_path):
 
 
 def test_evaluation_that_was_missed_is_made_up_for(tmp_path):
-    def killed(model):
-        raise CrashError
-
     def judge(model):
         modes.append(model.training)
         return {"score": 0.5}
@@ -263,8 +243,8 @@ def test_evaluation_that_was_missed_is_made_up_for(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     settings, modes = config(evaluation_interval=3, num_pictures=1), []
-    with pytest.raises(CrashError):
-        train(tmp_path, config=settings, evaluate=killed)
+    with pytest.raises(EOFError):
+        train(tmp_path, config=settings, evaluate=crash)
     train(tmp_path, config=settings, evaluate=judge, preview=preview, resume=True)
     assert modes == [False, False]
     report = json.loads((tmp_path / "evaluations.json").read_text())
@@ -383,18 +363,6 @@ def test_a_process_without_a_random_state_is_told(run_to_damage, caplog):
     assert "no random state of process 0" in caplog.text
 
 
-def test_packed_records_are_refused(run_to_damage):
-    """A few kilobytes could otherwise ask for gigabytes."""
-    path = run_to_damage / LAST
-    with zipfile.ZipFile(path) as archive:
-        records = {name: archive.read(name) for name in archive.namelist()}
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in records.items():
-            archive.writestr(name, content)
-    with pytest.raises(CheckpointError, match="that torch.save did not write"):
-        read_checkpoint(path)
-
-
 def test_a_checkpoint_is_known_by_what_it_says_of_itself(toy_run, tmp_path):
     shutil.copy(toy_run / LAST, tmp_path / "best.pt")
     torch.save({"model": {}}, tmp_path / "official.pt")
@@ -402,6 +370,10 @@ def test_a_checkpoint_is_known_by_what_it_says_of_itself(toy_run, tmp_path):
     assert is_run(tmp_path / "best.pt")
     assert not is_run(tmp_path / "official.pt")
     assert not is_run(tmp_path / "absent")
+    with zipfile.ZipFile(tmp_path / "packed.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", bytes(1 << 20))  # a few bytes could ask for gigabytes
+    with pytest.raises(CheckpointError, match="that torch.save did not write"):
+        read_checkpoint(tmp_path / "packed.pt")
 
 
 @pytest.mark.parametrize(

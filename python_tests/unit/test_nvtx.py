@@ -17,26 +17,21 @@ from zsseg_rt.photos import read_photo
 CPU = {"device": "cpu", "num_threads": 1, "use_cache": False, "num_lanes": 2}
 
 
-class Ranges:
-    """Keeps ranges as paths in the order they ended, like a profiler that understands nesting."""
-
-    def __init__(self):
-        self.open, self.ended = [], []
-
-    def push_range(self, *, message, domain):
-        assert domain == "zsseg_rt"
-        self.open.append(message)
-
-    def pop_range(self, *, domain):
-        assert domain == "zsseg_rt"
-        self.ended.append("/".join(self.open))
-        self.open.pop()
-
-
 @pytest.fixture
 def ranges(monkeypatch):
-    recorded = Ranges()
-    stand_in = SimpleNamespace(push_range=recorded.push_range, pop_range=recorded.pop_range)
+    """Keeps ranges as paths in the order they ended, like a profiler that understands nesting."""
+    recorded = SimpleNamespace(open=[], ended=[])
+
+    def push_range(*, message, domain):
+        assert domain == "zsseg_rt"
+        recorded.open.append(message)
+
+    def pop_range(*, domain):
+        assert domain == "zsseg_rt"
+        recorded.ended.append("/".join(recorded.open))
+        recorded.open.pop()
+
+    stand_in = SimpleNamespace(push_range=push_range, pop_range=pop_range)
     monkeypatch.setitem(sys.modules, "nvtx", stand_in)
     return recorded
 

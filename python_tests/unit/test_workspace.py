@@ -10,21 +10,18 @@ from zsseg_rt.runtime import workspace
 from zsseg_rt.runtime.workspace import StageClock, Workspace
 
 
-@pytest.mark.parametrize("sleeps", [False, True, None])
-def test_a_lane_s_stream_waits_as_it_is_told(monkeypatch, sleeps):
+def test_a_lane_s_stream_waits_as_it_is_told(monkeypatch):
     """A stream that sleeps lets its core go; None is what suits the GPU."""
     streams = []
 
-    class Stream:
-        def __init__(self, device, *, sleeps):
-            streams.append((device, sleeps))
+    def stream(device, *, sleeps):
+        streams.append((device, sleeps))
+        return SimpleNamespace(synchronize=lambda: None)
 
-        def synchronize(self):
-            pass
-
-    monkeypatch.setattr(workspace, "core", SimpleNamespace(Stream=Stream))
-    Workspace("cuda:2", sleeps=sleeps).close()
-    assert streams == [(2, sleeps)]
+    monkeypatch.setattr(workspace, "core", SimpleNamespace(Stream=stream))
+    for sleeps in (False, True, None):
+        Workspace("cuda:2", sleeps=sleeps).close()
+    assert streams == [(2, False), (2, True), (2, None)]
 
 
 @pytest.mark.parametrize(

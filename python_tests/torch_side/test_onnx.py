@@ -1,15 +1,17 @@
-"""Operators compute what ONNX says, in NumPy and torch, and are judged by what they would do."""
+"""Operators compute what ONNX says, in NumPy and torch; no graph that could do harm is run."""
 
 import copy
 import itertools
+import tracemalloc
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from support.errors import refused
@@ -33,10 +35,8 @@ from zsseg_rt.onnx.check import Flow, check_graph
 from zsseg_rt.onnx.half import to_half
 from zsseg_rt.onnx.on_torch import OnTorch
 from zsseg_rt.onnx.operations import DTYPES
-from zsseg_rt.onnx.reader import read_network
+from zsseg_rt.onnx.reader import OPSETS, read_network
 from zsseg_rt.onnx.table import OPERATORS, newest
-
-torch = pytest.importorskip("torch")
 
 LIBRARIES = {"numpy": NUMPY, "torch": OnTorch(torch)}
 LEFT_TO_RUNTIMES = {"DequantizeLinear", "QuantizeLinear"}
@@ -299,6 +299,19 @@ ODD = [
     ("Einsum", [Fed([2, 3])], {"equation": "ij->ii"}, "letters of the terms"),
     ("Einsum", [Fed([2, 3])], {"equation": "ij->ik"}, "letters of the terms"),
     ("Einsum", [Fed([2, 2])], {"equation": "ii->i"}, "each once, not 'ii'"),
+    ("Max", [X, None], {}, r"inputs, got \['i0', None\]"),
+    ("DepthToSpace", [PICTURE], {}, "blocksize: expected"),
+    ("MaxPool", [PICTURE], {"kernel_shape": [3, 0]}, r"kernel_shape: .* got \[3, 0\]"),
+    ("MaxPool", [PICTURE], {"kernel_shape": [3, 3], "pads": [2**20] * 4}, "pads: exp"),
+    ("ConstantOfShape", [ints(2_000_000_000)], {}, r"\[2000000000\]"),
+    ("ConstantOfShape", [ints(-1)], {}, r"expected sizes .*\[-1\]"),
+    ("Expand", [X, ints(100_000, 2000, 2, 6)], {}, "expected sizes"),
+    ("Tile", [X, ints(2**14, 2**13)], {}, "expected sizes"),
+    ("Resize", [PICTURE, None, np.float32([1, 1, 2, np.inf])], {}, "scales: expected"),
+    ("Resize", [PICTURE, None, None, ints(1, 4, 2**20, 2**20)], {}, "expected sizes"),
+    ("Range", [np.array(0), np.array(2**40), np.array(1)], {}, "expected sizes"),
+    ("Range", [np.array(0), np.array(5), np.array(0)], {}, "expected finite numbers and a step"),
+    ("Pad", [PICTURE, ints(*[0, 0, 2**15, 2**15] * 2)], {}, "expected sizes"),
 ]
 
 
@@ -434,3 +447,175 @@ def test_token_numbers_are_checked_when_they_are_fed(tmp_path, backend):
     model.graph.input[0].type.tensor_type.elem_type = FLOAT
     with refused(BackendError, "g.onnx"):
         check(model)
+
+
+# --- whole graphs ---------------------------------------------------------------------------------
+
+NAMES = {schema.name for schema in onnx.defs.get_all_schemas() if schema.domain == ""}
+
+
+@pytest.fixture
+def model():
+    """``image`` to ``y`` by Conv, Reshape and MatMul; weights ``w``, ``shape``, ``m``."""
+    nodes = [
+        node("Conv", "image w", "conv", name="conv", kernel_shape=[1, 1]),
+        node("Reshape", "conv shape", "rows", name="reshape"),
+        node("MatMul", "rows m", "y", name="product"),
+    ]
+    weights = {"w": np.ones((4, 3, 1, 1), np.float32), "shape": ints(1, 8, 8), "m": floats(8, 2)}
+    return chain(nodes, weights, {"image": (FLOAT, [1, 3, 4, 4])}, {"y": (FLOAT, [1, 8, 2])})
+
+
+@pytest.mark.parametrize("kind", [FLOAT, TensorProto.FLOAT16, INT64, TensorProto.UINT8])
+@pytest.mark.parametrize("shape", [[], [1], ["batch", 3, "height", 2**18]], ids=str)
+def test_the_interface_is_what_onnx_reads(kind, shape):
+    value, dtype = (kind, shape), helper.tensor_dtype_to_np_dtype(kind).name
+    header = check(chain([node("Identity", "in.put", "ü")], {}, {"in.put": value}, {"ü": value}))
+    for name, (spec,) in (("in.put", header.inputs), ("ü", header.outputs)):
+        assert (spec.name, spec.dtype, spec.shape) == (name, dtype, tuple(shape))
+
+
+@pytest.mark.parametrize("opset", OPSETS)
+def test_operators_take_what_their_schemas_say(opset):
+    names = {name for name, row in OPERATORS.items() if row.inputs(opset)}
+    assert names <= NAMES
+    assert len(names) >= 85
+    for name in names:
+        schema = onnx.defs.get_schema(name, opset)
+        fewest, most = OPERATORS[name].inputs(opset)
+        assert not schema.deprecated
+        assert all(a.type.name not in ("GRAPH", "GRAPHS") for a in schema.attributes.values())
+        if (name, opset) not in {("Resize", 11), ("Resize", 12)}:  # exporters leave `roi` out
+            assert fewest == schema.min_input, name
+        # Dropout may not train, and Attention keeps nothing for the next token.
+        limits = {"Dropout": 2, "Attention": 4}
+        assert most == min(schema.max_input, limits.get(name, 1 << 16)), name
+        assert OPERATORS[name].outputs[0] == schema.min_output, name
+        assert OPERATORS[name].outputs[1] <= schema.max_output, name
+
+
+def test_attributes_are_those_of_the_schemas():
+    for name, row in OPERATORS.items():
+        schemas = [onnx.defs.get_schema(name, opset) for opset in OPSETS if row.inputs(opset)]
+        allowed = {attribute for schema in schemas for attribute in schema.attributes}
+        needed = {a.name for schema in schemas for a in schema.attributes.values() if a.required}
+        assert needed <= row.attributes <= allowed, name
+
+
+@pytest.mark.parametrize("kind", [FLOAT, TensorProto.FLOAT16, INT64, TensorProto.INT8, 9, 11, 13])
+@pytest.mark.parametrize("raw", [False, True])
+def test_weights_may_be_raw_or_typed(model, kind, raw):
+    values = np.array([0, 1, 100, 3], helper.tensor_dtype_to_np_dtype(kind))
+    content = values.tobytes() if raw else values
+    model.graph.initializer.append(helper.make_tensor("more", kind, [2, 2], content, raw=raw))
+    assert check(model).inputs[0].name == "image"
+
+
+def test_chains_of_as_many_nodes_as_may_be_are_checked_without_their_weights(tmp_path):
+    """Only what describes them is looked at."""
+    nodes = [helper.make_node("MatMul", [f"v{i}", "w"], [f"v{i + 1}"]) for i in range(16_000)]
+    ends = {"v0": (FLOAT, [1, 4000])}, {"v16000": (FLOAT, [1, 4000])}
+    weights = {"w": np.zeros((4000, 4000), np.float32)}
+    path = write_graph(tmp_path / "deep.onnx", nodes, *ends, weights)
+    tracemalloc.start()
+    check_graph(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4e7
+
+
+# What is done to the model `m`, its graph `g`, its first node `conv` and its first weight `w`, and
+# what the error names. add(OPERATOR, INPUTS, OUTPUT, ATTRIBUTES) adds a node called 'big'.
+HOSTILE = {
+    # files and what surrounds the nodes
+    "w.data_location = 1; w.external_data.add(key='location', value='x/../../f')": "weight 'w'",
+    "add('Constant', value=w); g.node[3].attribute[0].t.data_location = 1": "value: .* external",
+    "g.sparse_initializer.add().dims.append(3)": "sparse_initializer",
+    "m.training_info.add()": "training_info",
+    "m.functions.add().name = 'f'": "functions",
+    "m.ir_version = 99": "ir_version: .* got 99",
+    "m.opset_import[0].version = 2**31": "opset_import: .* 11 to 24 .*2147483648",
+    "m.opset_import.add(domain='a', version=2**31)": "opset_import: expected at most 1000",
+    "m.opset_import.add(domain='ai.onnx', version=21)": r"opset_import: .*\[20, 21\]",
+    "del m.opset_import[:]": r"opset_import: .*\[\]",
+    "g.node.extend([conv] * 20_000)": "at most 16384 nodes",
+    # values and their names
+    "del conv.input[:]": r"'conv' \(Conv\): expected 2 to 3 inputs, got \[\]",
+    "conv.input[1] = ''": r"'conv' \(Conv\): expected 2 to 3 inputs, got \['image', None\]",
+    "g.node[2].input.append('m')": r"'product' \(MatMul\): expected 2 to 2 inputs",
+    "add('Relu', ['conv']); add('Relu', ['conv'], out='')": r"\(Relu\): expected 1 to 1 outputs",
+    "del conv.output[:]": r"'conv' \(Conv\): expected 1 to 1 outputs, got \[\]",
+    "conv.input[0] = 'rows'": r"'conv' \(Conv\): .*earlier nodes make, got 'rows'",
+    "g.node[1].output[0] = 'conv'": r"'reshape' \(Reshape\): .* got 'conv'",
+    "w.name = 'image'": "weights: .* got 'image'",
+    "g.output[0].name = 'gone'": "graph output 'gone'",
+    # operators and attributes
+    "conv.domain = 'com.microsoft'": "'Conv' of domain 'com.microsoft'",
+    "add('If', ['conv'])": " 20, got 'If'",
+    "m.opset_import[0].version = 13; add('Gelu', ['conv'])": "set 13, got 'Gelu'",
+    "m.opset_import[0].version = 11; add('Unsqueeze', ['conv'])": r"\(Unsqueeze\): axes: expected",
+    "conv.attribute.add(name='body', type=5).g.name = 'inner'": r"'conv' \(Conv\): body: expected",
+    "conv.attribute.add(name='group', type=2, i=1).f = 2": "group: expected a number",
+    "conv.attribute.add(name='group', type=2, i=1).ref_attr_name = 'x'": "group: expected a number",
+    "conv.attribute.append(conv.attribute[0])": "got kernel_shape, kernel_shape",
+    # weights
+    "w.raw_data = bytes(47)": "weight 'w': expected 12 values of data type 1 .* got 47 bytes",
+    "w.ClearField('raw_data')": "weight 'w': expected 12 values .* got 0 bytes",
+    "w.dims[0] = -4": "weight 'w': expected sizes of 0 or more",
+    "w.dims[:] = [2**62, 2**62, 4]": r"weight 'w': expected \d{38} values",
+    "w.dims[:] = [0, 2**62, 2**62]; w.raw_data = b''": "weight 'w': .* at most",
+    "w.dims[:] = [12] + [1] * 19": "weight 'w': expected at most 16 axes, got 20",
+    "w.float_data.extend([0.0] * 12)": "weight 'w': .* got raw_data, float_data",
+    "w.data_type = 8": "weight 'w': .* data type 8",
+    # sizes
+    "g.input[0].type.tensor_type.shape.dim[2].dim_value = 2**31": "'image': .* at most 268435456",
+    "g.output[0].type.tensor_type.shape.dim[0].dim_value = -1": "'y': expected sizes of 0 or more",
+    "add('Constant', out='n', value_ints=[2_000_000_000]); add('ConstantOfShape', ['n'])": (
+        r"\(ConstantOfShape\): .*\[2000000000\]"
+    ),
+}
+
+
+@pytest.mark.parametrize("statement", HOSTILE)
+def test_hostile_graph_is_refused(model, statement):
+    def add(kind, inputs=(), out="big", **attributes):
+        graph.node.append(helper.make_node(kind, inputs, [out], "big", **attributes))
+
+    graph = model.graph
+    names = {"m": model, "g": graph, "conv": graph.node[0], "w": graph.initializer[0]}
+    exec(statement, names | {"add": add})
+    with pytest.raises(BackendError, match=f"g.onnx: .*{HOSTILE[statement]}"):
+        check(model)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda content: content.replace(b"rows", b"\xff\xfe\xfd\xfc"), "utf-8"),
+        (lambda content: content[:-5], "truncated|damaged"),
+        (lambda content: content + b"\x3a\x00", "graph given twice"),
+        (lambda content: content + b"\xfa\x3f\x00", "field 1023 of wire type 2"),
+        (lambda content: content + b"\x38\x01", "field 7 of wire type 0"),
+        (lambda content: content + b"\x3b", "field 7 of wire type 3"),
+        (lambda content: content + b"\x08" + b"\xff" * 20, "a damaged integer"),
+    ],
+)
+def test_bytes_that_readers_take_differently_are_refused(model, damage, message):
+    content = damage(model.SerializeToString())
+    with pytest.raises(BackendError, match=f"g.onnx: expected an ONNX graph, got .*({message})"):
+        check_graph(memoryview(content), "g.onnx")
+
+
+def test_a_folder_is_no_graph(tmp_path):
+    with refused(BackendError, None, tmp_path.name):
+        check_graph(tmp_path)
+
+
+@pytest.mark.parametrize("backend", ["openvino", "torch"])
+def test_backends_ask_for_the_check(model, tmp_path, backend):
+    del model.graph.node[0].input[:]
+    onnx.save(model, tmp_path / "g.onnx")
+    with refused(BackendError, None, "'conv'"):
+        get_backend(backend).load(
+            tmp_path / "g.onnx", device="cpu", precision="auto", options=BackendOptions()
+        )
