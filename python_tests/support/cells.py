@@ -1,9 +1,8 @@
 """A dense bundle whose cells are the means of their pixels, and pictures for it."""
 
 import numpy as np
-from onnx import TensorProto, helper
 
-from support.graphs import write_graph
+from support.graphs import FLOAT, node, write_graph
 from zsseg_rt.export import export_dense_bundle
 
 NAMES = ["red", "green", "blue", "grey"]
@@ -17,11 +16,9 @@ def bundle_at(folder, *, corners=False):
     side = STEP * (CELLS - 1) + 1 if corners else STEP * CELLS
     kernel = 1 if corners else STEP
     nodes = [
-        helper.make_node(
-            "AveragePool", ["image"], ["pool"], kernel_shape=[kernel] * 2, strides=[STEP] * 2
-        ),
-        helper.make_node("GlobalAveragePool", ["image"], ["all"]),
-        helper.make_node("Sub", ["pool", "all"], ["embeds"]),  # as attention, beyond the cell
+        node("AveragePool", "image", "pool", kernel_shape=[kernel] * 2, strides=[STEP] * 2),
+        node("GlobalAveragePool", "image", "all"),
+        node("Sub", "pool all", "embeds"),  # as attention, beyond the cell
     ]
     settings = {"activation": "softmax", "logit_scale": 4.0, "text_bank": (NAMES, ROWS)}
     return dense_bundle(folder, nodes, (side, side), (3, CELLS, CELLS), normalize=False, **settings)
@@ -32,8 +29,8 @@ def dense_bundle(folder, nodes, image_size, embeds, **settings):
     encoder = write_graph(
         folder / "encoder.onnx",
         nodes,
-        {"image": (TensorProto.FLOAT, [1, 3, *image_size])},
-        {"embeds": (TensorProto.FLOAT, [1, *embeds])},
+        {"image": (FLOAT, [1, 3, *image_size])},
+        {"embeds": (FLOAT, [1, *embeds])},
     )
     return export_dense_bundle(
         encoder, folder / "cells.zsseg", image_size=image_size, **STATISTICS, **settings

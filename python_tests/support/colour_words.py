@@ -46,19 +46,18 @@ def colour_embeds() -> tuple[tuple[str, ...], npt.NDArray[np.float32]]:
 
 def write_encoder(path: Path) -> None:
     """Write the encoder: ``image`` [1, 3, 256, 256] in 0..1 to ``embeds`` [1, 4, 64, 64]."""
-    from onnx import TensorProto, helper
 
-    from support.graphs import write_graph
+    from support.graphs import FLOAT, node, write_graph
 
     pooled = {"kernel_shape": [4, 4], "strides": [4, 4]}
     write_graph(
         path,
         [
-            helper.make_node("AveragePool", ["image"], ["colour"], **pooled),
-            helper.make_node("Concat", ["colour", "one"], ["embeds"], axis=1),
+            node("AveragePool", "image", "colour", **pooled),
+            node("Concat", "colour one", "embeds", axis=1),
         ],
-        {"image": (TensorProto.FLOAT, (1, 3, 256, 256))},
-        {"embeds": (TensorProto.FLOAT, (1, 4, 64, 64))},
+        {"image": (FLOAT, (1, 3, 256, 256))},
+        {"embeds": (FLOAT, (1, 4, 64, 64))},
         {"one": np.ones((1, 1, 64, 64), np.float32)},
     )
 

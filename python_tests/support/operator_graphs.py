@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-FLOAT, INT32, INT64, BOOL = 1, TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL
+from support.graphs import FLOAT, make_graph
+
+INT32, INT64, BOOL = TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL
 IMAGE, ROWS = [1, 4, 6, 8], [2, 6]
 
 
@@ -119,21 +121,11 @@ SAMPLES = {
 
 def operator_model(name, sample):
     """The graph of a sample."""
-    feeds, weights, names = [], [], []
-    for index, operand in enumerate(sample.inputs):
-        names.append("" if operand is None else f"i{index}")
-        if isinstance(operand, Fed):
-            feeds.append(helper.make_tensor_value_info(names[-1], operand.dtype, operand.shape))
-        elif operand is not None:
-            weights.append(numpy_helper.from_array(np.asarray(operand), names[-1]))
-    if not feeds:  # every graph has an input
-        feeds.append(helper.make_tensor_value_info("unused", FLOAT, [1]))
-    out_names = [f"o{index}" for index in range(len(sample.results))]
-    outputs = [
-        helper.make_tensor_value_info(each, kind, None)
-        for each, kind in zip(out_names, sample.results, strict=True)
-    ]
-    node = helper.make_node(name, names, out_names, "node", **sample.attributes)
-    graph = helper.make_graph([node], "one", feeds, outputs, weights)
-    opsets = [helper.make_opsetid("", sample.opset)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    names = ["" if each is None else f"i{at}" for at, each in enumerate(sample.inputs)]
+    operands = {name: each for name, each in zip(names, sample.inputs, strict=True) if name}
+    feeds = {n: (each.dtype, each.shape) for n, each in operands.items() if isinstance(each, Fed)}
+    weights = {n: each for n, each in operands.items() if not isinstance(each, Fed)}
+    outputs = {f"o{at}": (kind, None) for at, kind in enumerate(sample.results)}
+    node = helper.make_node(name, names, list(outputs), "node", **sample.attributes)
+    feeds = feeds or {"unused": (FLOAT, [1])}  # every graph has an input
+    return make_graph([node], feeds, outputs, weights, sample.opset)

@@ -6,12 +6,11 @@ import shutil
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper
 
 from support.command_line import python
 from support.cpus import stand_in
 from support.errors import refused
-from support.graphs import write_graph
+from support.graphs import FLOAT, node, write_graph
 from zsseg_rt.backends import _openvino
 from zsseg_rt.backends._openvino import BACKEND, RAISED, problem, process_core
 from zsseg_rt.backends.base import BackendOptions
@@ -23,11 +22,9 @@ pytest.importorskip("openvino")
 
 def write_scale(path, factor=3.0):
     """``x`` to ``y`` = factor * x, the factor a weight that fills a cache file."""
-    row = (TensorProto.FLOAT, [1, 64])
+    row = (FLOAT, [1, 64])
     weights = {"w": (factor * np.eye(64)).astype(np.float32)}
-    return write_graph(
-        path, [helper.make_node("MatMul", ["x", "w"], ["y"])], {"x": row}, {"y": row}, weights
-    )
+    return write_graph(path, [node("MatMul", "x w", "y")], {"x": row}, {"y": row}, weights)
 
 
 @pytest.fixture
@@ -79,12 +76,12 @@ def test_what_a_node_throws_is_an_error_with_any_number_of_threads(tmp_path, cpu
     path = write_graph(
         tmp_path / "five_rows.onnx",
         [
-            helper.make_node("Mul", ["x", "x"], ["squares"]),
-            helper.make_node("Reshape", ["squares", "shape"], ["twenty"]),
-            helper.make_node("Relu", ["twenty"], ["y"]),
+            node("Mul", "x x", "squares"),
+            node("Reshape", "squares shape", "twenty"),
+            node("Relu", "twenty", "y"),
         ],
-        {"x": (TensorProto.FLOAT, ["rows", 4])},
-        {"y": (TensorProto.FLOAT, [20])},
+        {"x": (FLOAT, ["rows", 4])},
+        {"y": (FLOAT, [20])},
         {"shape": np.array([20])},
     )
     done = python("-c", RESHAPED, path, cpus, num_threads)

@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper
+from onnx import helper
 
 from support.errors import refused
-from support.graphs import write_graph, write_two_inputs
+from support.graphs import FLOAT, write_graph, write_two_inputs
 from zsseg_rt import ops
 from zsseg_rt.backends.base import BackendOptions
 from zsseg_rt.backends.registry import get_backend, is_installed
@@ -16,7 +16,6 @@ from zsseg_rt.common.arrays import TensorSpec
 from zsseg_rt.errors import BackendError, DeviceError, DTypeError, PrecisionNotApplied, ShapeError
 
 PLACES = [("openvino", "cpu"), ("torch", "cpu"), ("torch", "cuda:0"), ("tensorrt", "cuda:0")]
-FLOAT = TensorProto.FLOAT
 OPTIONS = BackendOptions(num_threads=1, dynamic_axes={"classes": (1, 4, 16)})
 
 

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 from support import golden_tips, tiny, tiny_zegformer
 from support.command_line import python
 from support.errors import refused
-from support.graphs import write_graph
+from support.graphs import FLOAT, node, write_graph
 from support.rtx_plans import build_plan, fused_kernels
 from support.tiny_zeroseg import zeroseg_model
 from zsseg_rt.backends.base import BackendOptions
@@ -161,13 +161,13 @@ def test_float16_keeps_norms_and_softmax_in_float32(exported):
         values = (*inferred.value_info, *inferred.input, *inferred.output)
         kinds = {value.name: value.type.tensor_type.elem_type for value in values}
         kinds |= {tensor.name: tensor.data_type for tensor in model.graph.initializer}
-        for node in model.graph.node:
-            types = {kinds[i] for i in node.input if i and kinds[i] != TensorProto.INT64}
-            if node.op_type in ("LayerNormalization", "Softmax", "ReduceL2"):
-                assert types == {TensorProto.FLOAT}, (name, node.name)
-            elif node.op_type in ("MatMul", "Conv"):
-                assert types == {TensorProto.FLOAT16}, (name, node.name)
-            compared.add((name.split()[0], node.op_type))
+        for each in model.graph.node:
+            types = {kinds[i] for i in each.input if i and kinds[i] != TensorProto.INT64}
+            if each.op_type in ("LayerNormalization", "Softmax", "ReduceL2"):
+                assert types == {TensorProto.FLOAT}, (name, each.name)
+            elif each.op_type in ("MatMul", "Conv"):
+                assert types == {TensorProto.FLOAT16}, (name, each.name)
+            compared.add((name.split()[0], each.op_type))
         for value in (*model.graph.input, *model.graph.output):
             half = value.name in FAMILIES[system.family].half_tensors
             expected = TensorProto.FLOAT16 if half else TensorProto.FLOAT
@@ -331,27 +331,25 @@ def test_disagreement_is_refused(tmp_path, monkeypatch):
 
 # --- dense bundles of others' encoders ------------------------------------------------------------
 
-node = helper.make_node
-
 
 def write_dense_encoder(path, *, layout="nchw"):
     """Patch means of ``image``, as "nchw", "tokens" or tokens behind one more; an unused output."""
     nodes = [
-        node("AveragePool", ["image"], ["pool"], kernel_shape=[2, 2], strides=[2, 2]),
-        node("Relu", ["image"], ["other"]),
+        node("AveragePool", "image", "pool", kernel_shape=[2, 2], strides=[2, 2]),
+        node("Relu", "image", "other"),
     ]
-    outputs, weights = {"pool": (TensorProto.FLOAT, [1, 3, 4, 4])}, {}
+    outputs, weights = {"pool": (FLOAT, [1, 3, 4, 4])}, {}
     if layout != "nchw":
         weights = {"flat": np.array([1, 3, -1]), "class": np.zeros((1, 1, 3), np.float32)}
         nodes += [
-            node("Reshape", ["pool", "flat"], ["columns"]),
-            node("Transpose", ["columns"], ["embeds"], perm=[0, 2, 1]),
-            node("Concat", ["class", "embeds"], ["all"], axis=1),
+            node("Reshape", "pool flat", "columns"),
+            node("Transpose", "columns", "embeds", perm=[0, 2, 1]),
+            node("Concat", "class embeds", "all", axis=1),
         ]
         name, count = ("embeds", 16) if layout == "tokens" else ("all", 17)
-        outputs = {name: (TensorProto.FLOAT, [1, count, 3])}
-    outputs["other"] = (TensorProto.FLOAT, [1, 3, 8, 8])
-    inputs = {"image": (TensorProto.FLOAT, ["batch", 3, "height", "width"])}
+        outputs = {name: (FLOAT, [1, count, 3])}
+    outputs["other"] = (FLOAT, [1, 3, 8, 8])
+    inputs = {"image": (FLOAT, ["batch", 3, "height", "width"])}
     return write_graph(path, nodes, inputs, outputs, weights)
 
 
@@ -400,21 +398,21 @@ def test_sizes_that_the_encoder_computes_become_constants_and_names_step_aside(t
     path = write_graph(
         tmp_path / "e.onnx",
         [
-            node("Relu", ["x"], ["image"]),
-            node("AveragePool", ["image"], ["pool"], kernel_shape=[2, 2], strides=[2, 2]),
-            node("Shape", ["image"], ["shape"]),
-            node("Gather", ["shape", "three"], ["width"]),
-            node("Div", ["width", "two"], ["cells"]),
-            node("Mul", ["cells", "cells"], ["patches"]),
-            node("Concat", ["one_three", "patches"], ["sizes"], axis=0),
-            node("Reshape", ["pool", "sizes"], ["columns"]),
-            node("Squeeze", ["patches"], ["count"]),
-            node("Range", ["zero", "count", "one"], ["order"]),
-            node("Gather", ["columns", "order"], ["ordered"], axis=2),
-            node("Transpose", ["ordered"], ["embeds"], perm=[0, 2, 1]),
+            node("Relu", "x", "image"),
+            node("AveragePool", "image", "pool", kernel_shape=[2, 2], strides=[2, 2]),
+            node("Shape", "image", "shape"),
+            node("Gather", "shape three", "width"),
+            node("Div", "width two", "cells"),
+            node("Mul", "cells cells", "patches"),
+            node("Concat", "one_three patches", "sizes", axis=0),
+            node("Reshape", "pool sizes", "columns"),
+            node("Squeeze", "patches", "count"),
+            node("Range", "zero count one", "order"),
+            node("Gather", "columns order", "ordered", axis=2),
+            node("Transpose", "ordered", "embeds", perm=[0, 2, 1]),
         ],
-        {"x": (TensorProto.FLOAT, ["n", 3, "h", "w"])},
-        {"embeds": (TensorProto.FLOAT, ["n", "p", 3])},
+        {"x": (FLOAT, ["n", 3, "h", "w"])},
+        {"embeds": (FLOAT, ["n", "p", 3])},
         {"three": np.array([3]), "two": np.array([2]), "one_three": np.array([1, 3]),
          "zero": np.array(0), "one": np.array(1)},
     )  # fmt: skip

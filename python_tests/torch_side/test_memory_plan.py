@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper
 
 from support.errors import refused
-from support.graphs import write_graph
+from support.graphs import FLOAT, node, write_graph
 from zsseg_rt import Bundle, Engine, EngineConfig
 from zsseg_rt.backends.registry import Placement
 from zsseg_rt.bundles.specs import FAMILIES
@@ -26,15 +25,14 @@ from zsseg_rt.runtime.memory_plan import plan_memory
 
 
 def test_the_most_that_is_alive_at_one_time_is_counted(tmp_path):
-    number = TensorProto.FLOAT
     weights = {"w": np.zeros((8, 32), np.float32), "shape": np.array([-1, 4, 8], np.int64)}
     nodes = [
-        helper.make_node("MatMul", ["x", "w"], ["wide"]),  # x 8 + wide 32 elements a row
-        helper.make_node("Relu", ["wide"], ["active"]),  # 32 + 32: the most
-        helper.make_node("Reshape", ["active", "shape"], ["view"]),
-        helper.make_node("ReduceSum", ["view"], ["y"], keepdims=1),
+        node("MatMul", "x w", "wide"),  # x 8 + wide 32 elements a row
+        node("Relu", "wide", "active"),  # 32 + 32: the most
+        node("Reshape", "active shape", "view"),
+        node("ReduceSum", "view", "y", keepdims=1),
     ]
-    ends = {"x": (number, ["rows", 8])}, {"y": (number, [1, 1, 1])}
+    ends = {"x": (FLOAT, ["rows", 8])}, {"y": (FLOAT, [1, 1, 1])}
     path = write_graph(tmp_path / "g.onnx", nodes, *ends, weights)
     plan = graph_memory(path, float_bytes=4, axes={"rows": 5})
     assert plan.weights == 8 * 32 * 4 + 3 * 8
