@@ -89,13 +89,7 @@ class FusedAttention(TorchFunctionMode):
 class FakeRun:
     """A run of a graph."""
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        fused: bool = True,
-        open_size: int = 5,
-    ) -> None:
+    def __init__(self, path: Path, *, fused: bool = True, open_size: int = 5) -> None:
         network = read_network(map_file(path))
         program = Program(network)
         self.num_fused = program.fuse_attention() if fused else 0

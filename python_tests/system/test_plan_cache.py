@@ -8,12 +8,16 @@ from types import SimpleNamespace
 import pytest
 
 from support.errors import refused
-from support.rtx_plans import PLAN_KEY
 from support.streams import wait_until
 from zsseg_rt import Engine, EngineConfig, engine
 from zsseg_rt.backends.plan_cache import Plan, PlanCache
 from zsseg_rt.errors import BackendError
 from zsseg_rt.runtime.self_check import SelfCheck, StageCheck, prove_plans
+
+PLAN_KEY = {
+    "graph_name": "decoder", "graph_sha256": "ab" * 32, "runtime": "tensorrt-10.3.0",
+    "target": "sm87-Orin", "precision": "float16", "shapes": {"classes": (1, 32, 1024)},
+}  # fmt: skip
 
 
 class Builder:

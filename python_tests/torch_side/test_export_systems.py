@@ -205,12 +205,16 @@ def test_backends_agree(exported):
 @pytest.mark.parametrize(
     "precision", ["float16", pytest.param("float32", marks=pytest.mark.nightly)]
 )
-def test_tensorrt_rtx_builds_every_graph(exported, precision, monkeypatch):
+def test_tensorrt_rtx_builds_every_graph(exported, precision, rtx):
     """In the precision asked for, without a GPU."""
     system, _, bundle = exported
     for name in sorted(system.graphs - {"text_encoder"}):
         axes = {"regions": (1, 10, 10)} if name == "region_encoder" else {}
-        plan = build_plan(bundle.path, precision, monkeypatch, name, dynamic_axes=axes)
+        entry = bundle.graphs[name][precision]
+        plan = build_plan(bundle.path / entry.file, precision, dynamic_axes=axes)
+        rows = plan.report["inputs"] + plan.report["outputs"]
+        stated = [(spec.name, spec.dtype) for spec in (*entry.inputs, *entry.outputs)]
+        assert [(row["name"], row["dtype"]) for row in rows] == stated
         assert not axes or plan.report["axes"] == {"regions": [1, 10, 10]}
         if precision == "float16" and plan.report["runtime"].startswith("tensorrt_rtx-1.7."):
             heads = {"segment_tokens": 2 + 5 + 2}  # encoder, head, groupings
