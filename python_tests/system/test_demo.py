@@ -15,16 +15,25 @@ from zsseg_rt.bundles.specs import ConceptSpec
 from zsseg_rt.cli import main
 from zsseg_rt.demo import demo_bundle, demo_classes, demo_clip, demo_photos
 from zsseg_rt.errors import BundleError, ShapeError, VocabularyError
+from zsseg_rt.evaluation.datasets.published import class_table
 from zsseg_rt.evaluation.metrics import ConfusionMatrix, score
 from zsseg_rt.photos import decode_photo, read_photo
 from zsseg_rt.text.class_names import split_synonyms
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory):
-    config = EngineConfig(device="cpu", cache_dir=tmp_path_factory.mktemp("cache"))
-    with Engine(Bundle.demo("photos"), config) as engine:
-        yield engine
+def engines(tmp_path_factory):
+    cache = {"device": "cpu", "cache_dir": tmp_path_factory.mktemp("cache")}
+    with (
+        Engine(Bundle.demo("photos"), EngineConfig(**cache)) as photos,
+        Engine(Bundle.demo("scenes"), EngineConfig(**cache)) as scenes,
+    ):
+        yield photos, scenes
+
+
+@pytest.fixture
+def engine(engines):
+    return engines[0]
 
 
 def shares(seg):
@@ -75,75 +84,28 @@ def test_the_background_is_chosen_by_one_rule_at_every_door(engine, tmp_path):
     assert engine.set_classes(names, embeddings=rows).background == ()
 
 
-def test_a_class_takes_over_what_it_means(engine):
-    vocab = engine.set_classes(["motorbikes", "sheep"], background=["Sheep", "motorcycle", "cat"])
-    assert vocab.background == ("cat",)
-    assert not vocab.auto_background
-    road = engine.set_classes(["road", "car"])
-    assert road.background == tuple(thing for thing in THINGS if thing != "car")
-    assert "'road' (as background, all else)" in road.remarks[0]
+WORDS = [
+    ("people", "person"), ("Pedestrians", "person"), ("baby", "person"), ("babies", "person"),
+    ("rider", "person"), ("motorbike", "motorcycle"), ("MotorBikes", "motorcycle"),
+    ("aeroplane", "airplane"), ("diningtable", "dining table"), ("tv-monitors", "tv"),
+    ("tvmonitor", "tv"), ("buses", "bus"), ("puppies", "puppy"), ("sheeps", "sheep"),
+    ("knives", "knife"), ("traffic_lights", "traffic light"), ("wall-brick", "background"),
+    ("building-other", "building"), ("trouser", "trousers"), ("sofa", "sofa"), ("bus", "bus"),
+]  # fmt: skip
+NEAR = {"racing bike": "bicycle", "old woman": "woman", "pedestrain": "person", "doggo": "dog"}
 
 
-@pytest.mark.parametrize(
-    "table", ["voc2012", "pascal_context", "cocostuff164k", "cityscapes", "camvid"]
-)
-def test_the_class_names_of_published_sets_are_known(engine, table):
-    from zsseg_rt.evaluation.datasets.published import class_table
-
-    names = split_synonyms(class_table(table).names)
-    assert engine.set_classes(names, background=()).names == tuple(name[0] for name in names)
-
-
-@pytest.mark.parametrize(
-    ("word", "name"),
-    [
-        ("people", "person"), ("Pedestrians", "person"), ("baby", "person"), ("babies", "person"),
-        ("rider", "person"), ("motorbike", "motorcycle"), ("MotorBikes", "motorcycle"),
-        ("aeroplane", "airplane"), ("diningtable", "dining table"), ("tv-monitors", "tv"),
-        ("tvmonitor", "tv"), ("buses", "bus"), ("puppies", "puppy"), ("sheeps", "sheep"),
-        ("knives", "knife"), ("traffic_lights", "traffic light"), ("wall-brick", "background"),
-        ("building-other", "building"), ("trouser", "trousers"), ("sofa", "sofa"), ("bus", "bus"),
-    ],
-)  # fmt: skip
-def test_other_words_for_a_name_find_its_row(engine, word, name):
-    rows = [engine.set_classes([asked], background=()).embeds for asked in (word, name)]
-    np.testing.assert_array_equal(*rows)
-
-
-@pytest.mark.parametrize(
-    ("word", "first"),
-    [
-        ("racing bike", "bicycle"),
-        ("old woman", "woman"),
-        ("pedestrain", "person"),
-        ("doggo", "dog"),
-    ],
-)
-def test_suggestions_are_near_in_meaning_first(engine, word, first):
-    with refused(VocabularyError, "class_names") as caught:
-        engine.set_classes([word])
-    assert f"Did you mean '{first}'" in str(caught.value)
-
-
-def test_two_classes_of_one_meaning_draw_a_remark(engine):
-    (remark,) = engine.set_classes([["person", "people"], "pedestrian"]).remarks
-    assert "'person', 'pedestrian'" in remark
-    assert engine.set_classes([["person", "people"]]).remarks == ()
-
-
-@pytest.mark.parametrize("call", [["--demo"], ["--bundle", "demo"]])
-def test_own_photos_are_asked_for_all_that_the_model_sees(call, tmp_path):
-    report = tmp_path / "r.json"
-    photo = demo_photos("photos")[2]
-    assert main(["segment", photo, *call, "-o", str(tmp_path), "--json", str(report)]) == 0
-    assert json.loads(report.read_text())["engine"]["names"] == list(THINGS)
-
-
-def test_a_bundle_is_shown_in_three_lines(engine):
-    shown = repr(engine.bundle).splitlines()
-    assert len(shown) == 3
-    assert "513x513" in shown[1]
-    assert "1597 names" in shown[2]
+def test_words_and_names_of_published_sets_find_their_rows_and_others_what_is_near(engine):
+    for table in ("voc2012", "pascal_context", "cocostuff164k", "cityscapes", "camvid"):
+        names = split_synonyms(class_table(table).names)
+        assert engine.set_classes(names, background=()).names == tuple(name[0] for name in names)
+    for word, name in WORDS:
+        rows = [engine.set_classes([asked], background=()).embeds for asked in (word, name)]
+        np.testing.assert_array_equal(*rows, err_msg=word)
+    for word, name in NEAR.items():
+        with refused(VocabularyError, "class_names") as caught:
+            engine.set_classes([word])
+        assert f"Did you mean '{name}'" in str(caught.value)
 
 
 def test_what_is_no_frame_is_refused_with_the_call_that_takes_it(engine):
@@ -170,9 +132,16 @@ def test_what_nobody_named_takes_no_name_of_another(engine):
     assert "dog" in named.background
     assert "person" not in named.background
     assert engine.set_classes(["background", "dog"], background="auto").background == ()
+    vocab = engine.set_classes(["motorbikes", "sheep"], background=["Sheep", "motorcycle", "cat"])
+    assert vocab.background == ("cat",)
+    assert not vocab.auto_background
+    road = engine.set_classes(["road", "car"])
+    assert road.background == tuple(thing for thing in THINGS if thing != "car")
+    assert "'road' (as background, all else)" in road.remarks[0]
 
 
-def test_names_of_what_it_never_saw_draw_one_remark(engine):
+def test_names_of_what_it_never_saw_draw_one_remark(engines):
+    engine, scenes = engines
     (remark,) = engine.set_classes(["dog", "tree", "window", "taxi"]).remarks
     assert "'tree' (nearest: potted plant)" in remark
     assert "'window'" in remark
@@ -182,18 +151,20 @@ def test_names_of_what_it_never_saw_draw_one_remark(engine):
     (*_, remark) = engine.set_classes(engine.bundle.text_bank.names[:200]).remarks
     assert remark.count("(nearest: ") == 20
     assert " more: this model" in remark
+    (remark,) = engine.set_classes([["person", "people"], "pedestrian"]).remarks
+    assert "'person', 'pedestrian'" in remark  # two classes of one meaning
+    assert engine.set_classes([["person", "people"]]).remarks == ()
+    (remark,) = scenes.set_classes(["ball", "red striped ball"]).remarks
+    assert "'ball'" in remark
+    assert all(name in remark for name in demo_classes("scenes"))
+    assert scenes.set_classes(demo_classes("scenes")).remarks == ()
 
 
-def test_a_bundle_of_phrases_remarks_on_single_words():
-    with Engine(Bundle.demo("scenes"), EngineConfig(device="cpu", use_cache=False)) as engine:
-        (remark,) = engine.set_classes(["ball", "red striped ball"]).remarks
-        assert "'ball'" in remark
-        assert all(name in remark for name in demo_classes("scenes"))
-        assert engine.set_classes(demo_classes("scenes")).remarks == ()
-
-
-def test_the_bundle_is_small_checked_and_says_where_it_comes_from(engine, capsys):
-    bundle = Bundle.demo("photos")
+def test_the_bundles_are_small_checked_and_say_where_they_come_from(engines, capsys):
+    engine, scenes = engines
+    bundle = engine.bundle
+    shown = repr(bundle).splitlines()
+    assert (len(shown), "513x513" in shown[1], "1597 names" in shown[2]) == (3, True, True)
     bundle.verify()
     assert engine.self_check().passed
     assert sum(entry.bytes for entry in bundle.files()) < 10e6
@@ -206,6 +177,19 @@ def test_the_bundle_is_small_checked_and_says_where_it_comes_from(engine, capsys
     shown = capsys.readouterr().out
     assert "potted plant" in shown
     assert "windows that keep a frame's shape" in shown
+    bundle = scenes.bundle
+    bundle.verify()
+    assert scenes.self_check().passed
+    assert set(bundle.graphs) == {"image_encoder", "decoder", "text_encoder"}
+    assert bundle.text.words == words_of_world()
+    assert bundle.licence
+    source = json.loads(bundle.provenance["source"])
+    assert source["world_version"] >= 1
+    assert source["zegclip"]["seed"] == source["clip"]["config"]["seed"] == 0
+    assert source["commit"]
+    assert bundle.head.seen == tuple(CLASS_NAMES[index] for index in SEEN)
+    files = [path for path in demo_bundle("scenes").parent.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files if path.suffix != ".pyc") <= 18_000_000
 
 
 def test_the_clip_is_small_and_no_frame_of_it_is_labelled_wrongly(engine):
@@ -238,13 +222,6 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory):
-    config = EngineConfig(device="cpu", cache_dir=tmp_path_factory.mktemp("cache"))
-    with Engine(demo_bundle("scenes"), config) as engine:
-        yield engine
-
-
 def test_demo_needs_no_arguments_no_torch_no_network(tmp_path):
     done = python("-c", BLOCKED, "segment", "--demo", "scenes", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -258,16 +235,20 @@ def test_demo_needs_no_arguments_no_torch_no_network(tmp_path):
     assert "checkered" in done.stdout
 
 
-def test_the_default_is_the_photo_demo(tmp_path, capsys):
+def test_the_default_is_the_photo_demo_and_own_photos_are_asked_for_all_it_sees(tmp_path, capsys):
     assert Bundle.demo().path == demo_bundle() == demo_bundle("photos")
-    assert demo_photos() == demo_photos("photos")
-    assert demo_classes() == demo_classes("photos")
+    assert (demo_photos(), demo_classes()) == (demo_photos("photos"), demo_classes("photos"))
     assert main(["segment", "--demo", "--out", str(tmp_path)]) == 0
     assert "chair" in capsys.readouterr().out
     assert len(list(tmp_path.glob("*.overlay.png"))) == len(demo_photos())
+    report, photo = tmp_path / "r.json", demo_photos("photos")[2]
+    for call in (["--demo"], ["--bundle", "demo"]):
+        assert main(["segment", photo, *call, "-o", str(tmp_path), "--json", str(report)]) == 0
+        assert json.loads(report.read_text())["engine"]["names"] == list(THINGS)
 
 
-def test_scenes_never_seen_are_labelled_right(scenes):
+def test_scenes_never_seen_are_labelled_right(engines):
+    _, scenes = engines
     dataset = SceneDataset("val", length=40)
     scenes.set_classes(list(CLASS_NAMES))
     confusion = ConfusionMatrix(len(CLASS_NAMES), ignore_label=dataset.ignore_label)
@@ -278,23 +259,6 @@ def test_scenes_never_seen_are_labelled_right(scenes):
     assert scores.pixel_accuracy > 0.65, scores
     assert scores.miou_seen > 0.58, scores
     assert scores.miou_unseen > 0.3, scores  # chance is about 0.01
-
-
-def test_the_scenes_bundle_is_small_and_says_where_it_comes_from(scenes):
-    bundle = Bundle.load(demo_bundle("scenes"))
-    bundle.verify()
-    assert scenes.self_check().passed
-    files = [path for path in demo_bundle("scenes").parent.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files if path.suffix != ".pyc") <= 18_000_000
-    assert set(bundle.graphs) == {"image_encoder", "decoder", "text_encoder"}
-    assert bundle.text.words == words_of_world()
-    assert bundle.licence
-    source = json.loads(bundle.provenance["source"])
-    assert source["world_version"] >= 1
-    assert source["zegclip"]["seed"] == 0
-    assert source["clip"]["config"]["seed"] == 0
-    assert source["commit"]
-    assert bundle.head.seen == tuple(CLASS_NAMES[index] for index in SEEN)
 
 
 def test_an_installation_without_the_files_says_so(monkeypatch, tmp_path):
