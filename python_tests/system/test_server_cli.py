@@ -80,35 +80,27 @@ def test_it_waits_for_a_camera_and_takes_its_token_from_the_environment(tmp_path
         ends(server, signal.SIGTERM)
 
 
-def test_a_port_that_is_taken_is_told_in_one_line(capsys):
+USAGE = {
+    "": "name a source: a camera, video",
+    "--source test://": "name a bundle: --bundle",
+    "--demo scenes --source ftp://camera": "ftp://camera",
+    "--demo scenes ftp://camera": "ftp://camera",
+    "--demo scenes --source test:// --source test://": "twice",
+    "--demo scenes --policy newest": "policy: expected one of latest, all",
+    "--demo scenes --port 65536": "--port",
+    "--demo scenes --host 0.0.0.0": "--token new",
+    "--demo scenes --stale-after 0": "stale-after",
+}
+
+
+def test_what_cannot_be_served_is_told_in_one_line(tmp_path, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert run("serve", "--demo", "scenes", "--port", port) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert f"got {port}: Address already in use. Choose another with --port" in line
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "name a source: a camera, video"),
-        (["--source", "test://"], "name a bundle: --bundle"),
-        (["--demo", "scenes", "--source", "ftp://camera"], "ftp://camera"),
-        (["--demo", "scenes", "ftp://camera"], "ftp://camera"),
-        (["--demo", "scenes", "--source", "test://", "--source", "test://"], "twice"),
-        (["--demo", "scenes", "--policy", "newest"], "policy: expected one of latest, all"),
-        (["--demo", "scenes", "--port", "65536"], "--port"),
-        (["--demo", "scenes", "--host", "0.0.0.0"], "--token new"),
-        (["--demo", "scenes", "--stale-after", "0"], "stale-after"),
-    ],
-)
-def test_what_cannot_be_served_is_a_usage_error(arguments, message, capsys):
-    assert run("serve", *arguments) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert message in line
-
-
-def test_a_source_that_cannot_be_opened_ends_it_with_its_error(tmp_path, capsys):
+        told = f"got {port}: Address already in use. Choose another with --port"
+        for arguments, message in (USAGE | {f"--demo scenes --port {port}": told}).items():
+            assert run("serve", *arguments.split()) == 2
+            (line,) = capsys.readouterr().err.splitlines()
+            assert message in line
     pytest.importorskip("av")
     (tmp_path / "empty.mp4").touch()
     assert run("serve", "--demo", "scenes", "--port", 0, "--source", tmp_path / "empty.mp4") == 1
@@ -117,8 +109,7 @@ def test_a_source_that_cannot_be_opened_ends_it_with_its_error(tmp_path, capsys)
 
 def test_a_package_that_is_missing_is_named_with_its_remedy():
     code = "import sys; sys.modules['uvicorn'] = None; from zsseg_rt.cli import main; "
-    code += "sys.exit(main(['serve', '--demo', '--port', '0']))"
-    done = python("-c", code)
+    done = python("-c", f"{code}sys.exit(main(['serve', '--demo', '--port', '0']))")
     assert done.returncode == 4, done.stderr
     assert re.fullmatch(
         r"zsseg-rt: uvicorn\S*: expected to be installed to serve, got nothing\. "
@@ -129,11 +120,8 @@ def test_a_package_that_is_missing_is_named_with_its_remedy():
 
 OWN, ALLOWED = "localhost:8000", {"allowed_hosts": ("Cam.example", "[fe80::1]")}
 EVERYWHERE = {"host": "0.0.0.0", "token": TOKEN}
-HOST, ORIGIN, WRONG = (
-    (400, 4403, "HostError"),
-    (403, 4403, "OriginError"),
-    (401, 4401, "TokenError"),
-)
+HOST, ORIGIN = (400, 4403, "HostError"), (403, 4403, "OriginError")
+WRONG = (401, 4401, "TokenError")
 CHECKS = [
     *(({}, "host", {"host": host}, None) for host in (
         "localhost", "localhost:8000", "LocalHost:9", "127.0.0.1:8000", "[::1]:8000", "[::1]",
@@ -185,25 +173,22 @@ def test_own_names_pages_and_tokens_are_let_in_and_no_others(settings, what, sho
     assert TOKEN not in str(error)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        *(({"host": host}, "token") for host in ("0.0.0.0", "::", "192.0.2.1")),
-        *(({"token": text}, "token") for text in ("short", "spaces are no part of it", "x" * 129)),
-        *(({"allowed_hosts": (name,)}, "allow-host")
-          for name in ("http://cam.example", "cam.example:80")),
-        *(({"proxies": (network,)}, "proxy")
-          for network in ("", "proxy.example", "10.0.0.7/24", "10.0.0.0/33", "fd00::1/8")),
-        *(({"stale_seconds": seconds}, "stale-after") for seconds in (0.0, float("nan"))),
-        *(({"host": host}, "host") for host in ("", "no such host")),
-    ],
-)  # fmt: skip
-def test_settings_outside_their_range_are_refused(settings, message):
-    with refused(ArgumentError, message):
-        ServerSettings(**settings)
+OUTSIDE = [
+    *(({"host": host}, "token") for host in ("0.0.0.0", "::", "192.0.2.1")),
+    *(({"token": text}, "token") for text in ("short", "spaces are no part of it", "x" * 129)),
+    *(({"allowed_hosts": (name,)}, "allow-host")
+      for name in ("http://cam.example", "cam.example:80")),
+    *(({"proxies": (network,)}, "proxy")
+      for network in ("", "proxy.example", "10.0.0.7/24", "10.0.0.0/33", "fd00::1/8")),
+    *(({"stale_seconds": seconds}, "stale-after") for seconds in (0.0, float("nan"))),
+    *(({"host": host}, "host") for host in ("", "no such host")),
+]  # fmt: skip
 
 
-def test_this_machine_needs_no_token_and_others_one():
+def test_settings_outside_their_range_are_refused_and_this_machine_needs_no_token():
+    for settings, message in OUTSIDE:
+        with refused(ArgumentError, message):
+            ServerSettings(**settings)
     for host in ("127.0.0.1", "127.0.0.3", "localhost", "::1"):
         assert ServerSettings(host=host).token is None
     assert TOKEN not in repr(ServerSettings(host="192.0.2.1", token=TOKEN))
