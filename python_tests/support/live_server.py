@@ -9,8 +9,8 @@ import subprocess
 import sys
 import time
 import zlib
-from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -68,20 +68,12 @@ def wait_until(holds, what):
         time.sleep(0.02)
 
 
-@dataclass(kw_only=True)
-class SeenFrame:
-    header: dict
-    image: bytes
-    labels: np.ndarray
-
-
-@dataclass(kw_only=True)
 class Viewer:
-    socket: object
-    texts: list = field(default_factory=list)
+    def __init__(self, socket):
+        self.socket, self.texts = socket, []
 
     def receive(self, timeout=PATIENCE):
-        """The next message: a dict, or a :class:`SeenFrame`."""
+        """The next message: a dict, or a frame of a header, an image and labels."""
         message = self.socket.recv(timeout)
         if isinstance(message, bytes):
             return read_frame(message)
@@ -90,14 +82,11 @@ class Viewer:
 
     def text(self, kind):
         """The next text of a kind; a frame on the way is acknowledged."""
-        return self._next(lambda m: isinstance(m, dict) and m["type"] == kind)
+        return self._next(lambda message: isinstance(message, dict) and message["type"] == kind)
 
-    def frame(self):
-        """The next frame; :meth:`acknowledge` it to get another."""
-        return self._next(lambda message: isinstance(message, SeenFrame))
-
-    def last(self, kind):
-        return next(text for text in reversed(self.texts) if text["type"] == kind)
+    def frame(self, fits=lambda frame: True):
+        """The next frame that fits, others acknowledged; :meth:`acknowledge` it to get another."""
+        return self._next(lambda message: not isinstance(message, dict) and fits(message))
 
     def say(self, kind, **content):
         self.socket.send(json.dumps({"type": kind, **content}))
@@ -111,7 +100,7 @@ class Viewer:
             message = self.receive()
             if fits(message):
                 return message
-            if isinstance(message, SeenFrame):
+            if not isinstance(message, dict):
                 self.acknowledge(message)
         raise AssertionError(f"waited in vain; the texts were {self.texts}")
 
@@ -121,30 +110,18 @@ def viewer(server, port=None, protocols=("zsseg.v1",), **options):
     url = f"ws://127.0.0.1:{port or server.port}/v1/live"
     options = {"max_size": None, "close_timeout": 1.0, **options}
     with connect(url, subprotocols=protocols, open_timeout=PATIENCE, **options) as socket:
-        yield Viewer(socket=socket)
+        yield Viewer(socket)
 
 
 def read_frame(message):
     """Take a binary message apart; every byte of it must be accounted for."""
     (length,) = struct.unpack_from("<I", message)
     header = json.loads(message[4 : 4 + length])
-    image_at = 4 + length
-    labels_at = image_at + header["image_bytes"]
+    labels_at = 4 + length + header["image_bytes"]
     assert labels_at + header["label_bytes"] == len(message)
     labels = np.frombuffer(zlib.decompress(message[labels_at:]), header["label_dtype"])
-    shape = header["label_height"], header["label_width"]
-    return SeenFrame(header=header, image=message[image_at:labels_at], labels=labels.reshape(shape))
-
-
-@dataclass(kw_only=True)
-class ServeProcess:
-    process: subprocess.Popen
-    address: str
-    log: Path
-
-    @property
-    def port(self):
-        return urlsplit(self.address).port
+    labels = labels.reshape(header["label_height"], header["label_width"])
+    return SimpleNamespace(header=header, image=message[4 + length : labels_at], labels=labels)
 
 
 @contextlib.contextmanager
@@ -152,17 +129,16 @@ def serve_process(folder, *arguments, before=(), env=None, source=SOURCE):
     """A server on a free port; killed at the end if it still runs."""
     log = Path(folder) / "serve.log"
     call = [sys.executable, "-m", "zsseg_rt", *before, "serve", "--demo", "scenes", "--port", "0"]
+    call += ["--source", source, "--device", "cpu", *arguments]
+    env = {**os.environ, "ZSSEG_HOME": str(folder), **(env or {})}
     with log.open("wb") as errors:
-        process = subprocess.Popen(
-            [*call, "--source", source, "--device", "cpu", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            env={**os.environ, "ZSSEG_HOME": str(folder), **(env or {})},
-        )
+        process = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=errors, env=env)
         try:
             line = process.stdout.readline().decode()
             assert line.startswith("Open http://"), log.read_text()
-            yield ServeProcess(process=process, address=line.split()[1], log=log)
+            address = line.split()[1]
+            port = urlsplit(address).port
+            yield SimpleNamespace(process=process, address=address, port=port, log=log)
         finally:
             process.kill()
             process.communicate()
