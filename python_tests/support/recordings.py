@@ -25,10 +25,6 @@ def open_writer(target, alpha=1.0, channel_order="rgb", **settings):
     return writer
 
 
-def open_sink(target, **settings) -> Sink:
-    return Sink(open_writer(str(target), **settings))
-
-
 def finish(sink, *results, waits=True):
     """Write results, and finish the sink; returns its statistics."""
     for seg in results:
@@ -39,7 +35,7 @@ def finish(sink, *results, waits=True):
 
 
 def write(target, results, **settings):
-    return finish(open_sink(target, **settings), *results)
+    return finish(Sink(open_writer(str(target), **settings)), *results)
 
 
 def frames_of(path):

@@ -152,21 +152,19 @@ def write_video(
 class MjpegServer:
     """A network camera: one JPEG after the other over HTTP, as many as are ``ready``.
 
-    Each release of the semaphore ``images`` lets one more through.
-
-    :meth:`stop` is a camera that loses its power: connections are cut and refused.
+    Each release of the semaphore ``images`` lets one more through. :meth:`stop` is a camera that
+    loses its power: connections are cut and refused. Settings stand for what is said below.
     """
 
     kind = "multipart/x-mixed-replace; boundary=frame"
     first = part = "--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {}\r\n\r\n"
     end = "\r\n"
     most = 1_000_000  # images of a connection
+    status, leads_to = 200, ""
 
-    def __init__(
-        self, port: int = 0, *, ready: int = 0, status: int = 200, leads_to: str = ""
-    ) -> None:
+    def __init__(self, port=0, *, ready=0, **settings) -> None:
+        vars(self).update(settings)
         self.images = threading.Semaphore(ready)
-        self.status, self.leads_to = status, leads_to
         self.connections, self.is_gone = [], False
         methods = {"do_GET": lambda request: self.serve(request), "log_message": lambda *_: None}
         handler = type("Handler", (BaseHTTPRequestHandler,), methods)
@@ -198,7 +196,8 @@ class MjpegServer:
             except OSError:
                 return
 
-    def encode(self, number: int) -> np.ndarray:
+    @staticmethod
+    def encode(number: int) -> np.ndarray:
         return cv2.imencode(".jpg", numbered(number % 28))[1]
 
     def stop(self) -> None:

@@ -200,14 +200,10 @@ def test_frames_that_are_too_large_are_refused_before_they_are_decoded(clip, tmp
 def test_a_camera_s_huge_picture_takes_no_memory(monkeypatch):
     monkeypatch.setattr(video, "SILENT_FOR", 2.0)  # nothing comes of it
 
-    class Camera(MjpegServer):
-        def encode(self, number):
-            jpeg = super().encode(number)
-            place = jpeg.tobytes().index(b"\xff\xc0") + 5
-            jpeg[place : place + 4] = (0x40, 0, 0x40, 0)  # 16384x16384
-            return jpeg
-
-    with Camera(ready=40) as camera:
+    huge = MjpegServer.encode(0)
+    place = huge.tobytes().index(b"\xff\xc0") + 5
+    huge[place : place + 4] = (0x40, 0, 0x40, 0)  # 16384x16384
+    with MjpegServer(ready=40, encode=lambda _: huge) as camera:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         with refused(SourceError, None, "127.0.0.1"):
             read(camera.url, limit=1)
@@ -230,35 +226,35 @@ PARTS = {
 @pytest.mark.parametrize("parts", PARTS)
 def test_an_mjpeg_camera_is_read_image_by_image_as_browsers_do(parts):
     # No further one has to come for the third to be given.
-    with type("Camera", (MjpegServer,), PARTS[parts])(ready=3) as camera:
+    with MjpegServer(ready=3, **PARTS[parts]) as camera:
         assert numbers(read(camera.url, limit=3)[0]) == [0, 1, 2]
         assert camera.requests == 1
 
 
 def test_an_image_of_a_camera_that_was_cut_costs_itself_alone():
-    class Camera(MjpegServer):
-        def encode(self, number):
-            jpeg = super().encode(number)
-            return jpeg[: len(jpeg) // 2] if number == 1 else jpeg
+    def encode(number):
+        jpeg = MjpegServer.encode(number)
+        return jpeg[: len(jpeg) // 2] if number == 1 else jpeg
 
-    with Camera(ready=4) as camera:
+    with MjpegServer(ready=4, encode=encode) as camera:
         pictures, reader = read(camera.url, limit=2)
         assert (numbers(pictures), reader.damaged) == ([0, 2], 1)
 
 
 def test_an_address_of_one_image_is_read_again_every_second():
-    still = {"kind": "image/jpeg", "first": "", "end": "", "most": 1}
-    with type("Camera", (MjpegServer,), still)(ready=3) as camera:
+    with MjpegServer(ready=3, kind="image/jpeg", first="", end="", most=1) as camera:
         pictures, reader = read(camera.url, limit=3)
         assert (len(pictures), camera.requests) == (3, 3)
         assert reader.waits == [video.STILL_EVERY] * 2
 
 
 def test_a_page_instead_of_a_stream_is_told_as_what_it_is():
-    page = {"kind": "text/html", "first": "<html>", "most": 1, "end": ""}
-    page["encode"] = lambda *_: np.frombuffer(b"<body>a camera</body></html>", np.uint8)
-    camera = type("Camera", (MjpegServer,), page)
-    with camera(ready=9) as server, pytest.raises(SourceError, match="of the camera.s stream"):
+    page = np.frombuffer(b"<html><body>a camera</body></html>", np.uint8)
+    settings = {"kind": "text/html", "first": "", "end": "", "most": 1, "encode": lambda _: page}
+    with (
+        MjpegServer(ready=9, **settings) as server,
+        pytest.raises(SourceError, match="address of the camera.s stream"),
+    ):
         read(server.url)
 
 

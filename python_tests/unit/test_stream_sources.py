@@ -105,17 +105,14 @@ def test_what_is_no_source_is_refused(uri, message):
     assert "secret" not in str(raised.value)
 
 
-def test_a_source_given_twice_and_none_are_refused(tmp_path):
+def test_a_source_given_twice_and_none_are_refused_however_many_there_are(tmp_path):
     with refused(ArgumentError, "source", "rtsp://cam/1"):
         open_sources(["rtsp://a:b@cam/1", Path("0"), "rtsp://c:d@cam/1"])
     with refused(ArgumentError, "source"):
         open_sources([])
     with pytest.raises(SourceError, match="found none"):
         named(tmp_path, "# nothing")
-
-
-def test_long_lists_are_read_in_one_pass(tmp_path):
-    """Each source looked at all others: 30,000 took minutes."""
+    # Each source looked at all others: 30,000 took minutes.
     assert len(named(tmp_path, *(f"c{n} = rtsp://10.0.0.1/{n}" for n in range(9000)))) == 9000
 
 
