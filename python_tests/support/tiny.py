@@ -129,12 +129,6 @@ def expanded(table: str, sizes: TinySizes) -> Shapes:
     return expand(table, letters, depth)
 
 
-def visual_shapes(prefix: str, sizes: TinySizes) -> Shapes:
-    """Every key of a CLIP's image tower with its shape."""
-    shapes = expanded(under("visual.", IMAGE_TOWER), sizes)
-    return {prefix + key.removeprefix("visual."): shape for key, shape in shapes.items()}
-
-
 def _state_dict(
     architecture: str, sizes: TinySizes | None = None, salt: str = ""
 ) -> dict[str, Tensor]:

@@ -4,9 +4,9 @@ import copy
 import re
 from argparse import Namespace
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,71 +34,46 @@ from zsseg_rt.training.trained import TorchSegmenter
 pytestmark = pytest.mark.usefixtures("without_gradients")
 
 VISUAL = golden_cat_seg.CLIP + "visual."
-PREDICTOR = "sem_seg_head.predictor."
 FIRST = "backbone.transformer.resblocks.0."
-
-
-class System(NamedTuple):
-    """A tiny official ``state_dict``, what shapes do not tell, and how it may be damaged."""
-
-    weights: Callable[[], dict[str, torch.Tensor]]
-    settings: dict[str, Any]
-    shapes: tuple[tuple[str, tuple[int, ...], str], ...]
-    heads: tuple[str, ...]
-
-
+BRIDGE = "backbone.region_level_bridge"
+DECODER = "decode_head.decoder_1.layers."
+MASK = golden_cat_seg.HEAD + "layers.0.swin_block.block_2.attn_mask"
+# A tiny official state dict, what shapes do not tell, and the heads that each has besides others'.
 SYSTEMS = {
-    "zegclip": System(
-        tiny.zegclip_state_dict,
-        tiny.zegclip_config(),
-        (
-            (FIRST + "ln_1.weight", (65,), r"ln_1\.weight \[65\] instead of \[64\]"),
-            ("backbone.conv1.weight", (64, 3, 16), "of 4 axes"),
-            ("backbone.positional_embedding", (18, 64), "square grid, got 18 rows"),
-            ("decode_head.decoder_1.layers.1.norm3.bias", (31,), r"\[31\] instead of \[32\]"),
-            ("backbone.region_level_bridge", (4, 64), r"got backbone\.region_level_bridge unknown"),
-        ),
-        ("num_heads", "decoder_heads", "text_heads"),
-    ),
-    "clip_rc": System(
-        tiny.clip_rc_state_dict,
-        tiny.zegclip_config(),
-        (
-            ("backbone.region_level_bridge", (5, 64), "square grid, got 5 rows"),
-            ("backbone.region_level_bridge", (0, 64), "square grid, got 0 rows"),
-            ("backbone.region_level_bridge", (4, 63), r"\[4, 63\] instead of \[4, 64\]"),
-            ("decode_head.lateral_proj.weight", (32, 64), r"\[32, 64\] instead of \[32, 96\]"),
-            ("decode_head.decoder_1.layers.0.norm3.bias", (32,), r"norm3\.bias unknown"),
-        ),
-        ("num_heads", "decoder_heads", "text_heads"),
-    ),
-    "zegformer": System(
-        tiny_zegformer.state_dict,
-        {"num_heads": 4},
-        (
-            ("backbone.res2.0.conv2.weight", (8, 8, 1, 1), r"1, 1\] instead of \[8, 8, 3, 3\]"),
-            ("backbone.stem.conv1.weight", (8, 3, 7), "of 4 axes"),
-            (VISUAL + "positional_embedding", (18, 64), "square grid, got 18 rows"),
-            ("backbone.fc.weight", (2, 2), r"backbone\.fc\.weight"),
-        ),
-        ("num_heads", "clip_heads", "text_heads"),
-    ),
-    "cat_seg": System(
-        golden_cat_seg.tiny_weights,
-        golden_cat_seg.TINY_SETTINGS,
-        (
-            ("backbone.stem.conv1.weight", (1, 1), "earlier generation"),
-            (VISUAL + "conv1.weight", (64, 3, 14, 14), "CAT-Seg B"),
-            (golden_cat_seg.HEAD + "layers.0.swin_block.block_2.attn_mask", (4, 16, 16), "window"),
-            (PREDICTOR + "extra", (1,), "extra unknown"),
-        ),
-        ("num_heads", "clip_heads", "text_heads"),
-    ),
+    "zegclip": (tiny.zegclip_state_dict, tiny.zegclip_config(), "decoder_heads"),
+    "clip_rc": (tiny.clip_rc_state_dict, tiny.zegclip_config(), "decoder_heads"),
+    "zegformer": (tiny_zegformer.state_dict, {"num_heads": 4}, "clip_heads"),
+    "cat_seg": (golden_cat_seg.tiny_weights, golden_cat_seg.TINY_SETTINGS, "clip_heads"),
 }
+DAMAGED = (
+    ("zegclip", FIRST + "ln_1.weight", (65,), r"ln_1\.weight \[65\] instead of \[64\]"),
+    ("zegclip", "backbone.conv1.weight", (64, 3, 16), "of 4 axes"),
+    ("zegclip", "backbone.positional_embedding", (18, 64), "square grid, got 18 rows"),
+    ("zegclip", DECODER + "1.norm3.bias", (31,), r"\[31\] instead of \[32\]"),
+    ("zegclip", BRIDGE, (4, 64), r"got backbone\.region_level_bridge unknown"),
+    ("clip_rc", BRIDGE, (5, 64), "square grid, got 5 rows"),
+    ("clip_rc", BRIDGE, (0, 64), "square grid, got 0 rows"),
+    ("clip_rc", BRIDGE, (4, 63), r"\[4, 63\] instead of \[4, 64\]"),
+    ("clip_rc", "decode_head.lateral_proj.weight", (32, 64), r"\[32, 64\] instead of \[32, 96\]"),
+    ("clip_rc", DECODER + "0.norm3.bias", (32,), r"norm3\.bias unknown"),
+    (
+        "zegformer",
+        "backbone.res2.0.conv2.weight",
+        (8, 8, 1, 1),
+        r"1, 1\] instead of \[8, 8, 3, 3\]",
+    ),
+    ("zegformer", "backbone.stem.conv1.weight", (8, 3, 7), "of 4 axes"),
+    ("zegformer", VISUAL + "positional_embedding", (18, 64), "square grid, got 18 rows"),
+    ("zegformer", "backbone.fc.weight", (2, 2), r"backbone\.fc\.weight"),
+    ("cat_seg", "backbone.stem.conv1.weight", (1, 1), "earlier generation"),
+    ("cat_seg", VISUAL + "conv1.weight", (64, 3, 14, 14), "CAT-Seg B"),
+    ("cat_seg", MASK, (4, 16, 16), "window"),
+    ("cat_seg", "sem_seg_head.predictor.extra", (1,), "extra unknown"),
+)
 
 
 def build(name, weights, **settings):
-    return from_official(name, weights, **(SYSTEMS[name].settings | settings))
+    return from_official(name, weights, **(SYSTEMS[name][1] | settings))
 
 
 every_system = pytest.mark.parametrize("name", SYSTEMS)
@@ -106,7 +81,7 @@ every_system = pytest.mark.parametrize("name", SYSTEMS)
 
 @every_system
 def test_weights_load_again_and_are_copies(name):
-    weights = {key: value.clone() for key, value in SYSTEMS[name].weights().items()}
+    weights = {key: value.clone() for key, value in SYSTEMS[name][0]().items()}
     model = build(name, weights)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     for value in weights.values():
@@ -123,7 +98,7 @@ OPTIONAL = re.compile(
 
 @every_system
 def test_a_missing_key_is_named(name):
-    weights = SYSTEMS[name].weights()
+    weights = SYSTEMS[name][0]()
     needed = [key for key in weights if not OPTIONAL.fullmatch(key)]
     assert len(needed) > 50
     for key in needed[::7]:
@@ -131,27 +106,30 @@ def test_a_missing_key_is_named(name):
             build(name, {k: v for k, v in weights.items() if k != key})
 
 
+@pytest.mark.parametrize(("name", "key", "shape", "message"), DAMAGED)
+def test_wrong_shapes_and_unknown_keys_are_named(name, key, shape, message):
+    with pytest.raises(CheckpointError, match=message):
+        build(name, SYSTEMS[name][0]() | {key: torch.zeros(shape)})
+
+
 @every_system
-def test_wrong_shapes_unknown_keys_and_heads_are_named(name):
-    weights, _, shapes, settings = SYSTEMS[name].weights(), *SYSTEMS[name][1:]
-    for key, shape, message in shapes:
-        with pytest.raises(CheckpointError, match=message):
-            build(name, weights | {key: torch.zeros(shape)})
-    for setting in settings:
+def test_heads_must_divide_the_width(name):
+    weights, _, others = SYSTEMS[name]
+    for setting in ("num_heads", others, "text_heads"):
         for heads in (5, 0, -1):
             with pytest.raises(CheckpointError, match="_heads: expected a divisor"):
-                build(name, weights, **{setting: heads})
+                build(name, weights(), **{setting: heads})
 
 
 @every_system
 def test_what_is_no_plain_state_dict_is_refused(name):
-    weights = SYSTEMS[name].weights()
+    weights = SYSTEMS[name][0]()
     arrays = {key: value.numpy() for key, value in weights.items()}
     halves = {key: value.half() for key, value in weights.items()}
     for content, *named in (
         ({},),
         ({"fc.weight": torch.zeros(3, 3)},),
-        (SYSTEMS["zegclip" if name == "clip_rc" else "clip_rc"].weights(),),
+        (SYSTEMS["zegclip" if name == "clip_rc" else "clip_rc"][0](),),
         (arrays,),
         ({"meta": {}, "state_dict": weights}, "load_checkpoint"),
         ({f"module.{key}": value for key, value in weights.items()}, "'module.'"),
@@ -167,34 +145,26 @@ def test_what_is_no_plain_state_dict_is_refused(name):
 # --- one registry, and models that answer for themselves ---
 
 
-class Tiny(NamedTuple):
-    """A tiny model, an image's size, and rows of images that it alone refuses."""
-
-    build: Callable[[], Any]
-    size_hw: tuple[int, int]
-    refuses: tuple[tuple[int, int], ...]
-
-
 def dense_clip(num_layers: int = 4, **settings: Any) -> Any:
     weights = tiny.clip_state_dict(tiny.TinySizes(num_layers=num_layers))
     heads = {"num_heads": 4, "text_heads": 4, "activation": "quick_gelu"}
     return from_official("dense_clip", weights, **heads, **settings)
 
 
-TINY = {
-    "zegclip": Tiny(lambda: tiny.zegclip_model(seen_classes=()), (64, 80), ((64, 15),)),
-    "clip_rc": Tiny(lambda: tiny.clip_rc_model(seen_classes=()), (64, 80), ((8, 64),)),
-    "cat_seg": Tiny(golden_cat_seg.tiny_model, (96, 96), ((96, 80),)),
-    "tips": Tiny(
-        lambda: golden_tips.model_of({"width": 32, "heads": 4}),
+TINY = {  # an image's size, and sizes that it alone refuses
+    "zegclip": (partial(tiny.zegclip_model, seen_classes=()), (64, 80), ((64, 15),)),
+    "clip_rc": (partial(tiny.clip_rc_model, seen_classes=()), (64, 80), ((8, 64),)),
+    "cat_seg": (golden_cat_seg.tiny_model, (96, 96), ((96, 80),)),
+    "tips": (
+        partial(golden_tips.model_of, {"width": 32, "heads": 4}),
         (84, 126),
         ((100, 112), (112, 513), (7, 14)),
     ),
-    "zeroseg": Tiny(zeroseg_model, (64, 80), ((8, 64),)),
-    "naclip": Tiny(lambda: dense_clip(head="naclip"), (64, 80), ((64, 8),)),
-    "sfp l2": Tiny(lambda: dense_clip(12, head="sfp", pm="l2"), (96, 128), ((48, 48),)),
-    "sfp lof": Tiny(lambda: dense_clip(12, head="sfp", pm="lof"), (96, 128), ((80, 96),)),
-    "sc_clip": Tiny(lambda: dense_clip(12, head="sc_clip"), (96, 128), ((16, 16),)),
+    "zeroseg": (zeroseg_model, (64, 80), ((8, 64),)),
+    "naclip": (partial(dense_clip, head="naclip"), (64, 80), ((64, 8),)),
+    "sfp l2": (partial(dense_clip, 12, head="sfp", pm="l2"), (96, 128), ((48, 48),)),
+    "sfp lof": (partial(dense_clip, 12, head="sfp", pm="lof"), (96, 128), ((80, 96),)),
+    "sc_clip": (partial(dense_clip, 12, head="sc_clip"), (96, 128), ((16, 16),)),
 }
 TEXT = tiny.text_embeds(7, 32)
 every_tiny = pytest.mark.parametrize("name", TINY)
@@ -202,7 +172,7 @@ every_tiny = pytest.mark.parametrize("name", TINY)
 
 @pytest.fixture(scope="module")
 def tiny_models():
-    return {name: system.build() for name, system in TINY.items()}
+    return {name: build() for name, (build, *_) in TINY.items()}
 
 
 OTHERS = {  # which have no tiny model of 32 dimensions that images alone are shown to
@@ -231,11 +201,6 @@ def test_every_architecture_is_segmented_with(tiny_models, name, protocol):
     assert model.config is config  # the caller's model is untouched
 
 
-def test_windows_are_refused_where_a_model_takes_whole_images():
-    with refused(ArgumentError, "windows"):
-        tiny_zegformer.model().slide(np.zeros((8, 8, 3), np.uint8), tiny.text_embeds(3, 48), None)
-
-
 def test_every_architecture_is_exported_and_all_but_training_free_ones_have_a_task():
     assert EXPORTERS.keys() == ARCHITECTURES.keys() == {*TASKS, "dense_clip", "tips"}
     assert not {"dense_clip", "tips"} & TASKS.keys()
@@ -249,6 +214,8 @@ def test_unknown_architectures_and_settings_are_named():
         from_official("zeroseg", {})
     with refused(ArgumentError, "pretrained"):
         create_model("zegclip", pretrained=None)
+    with refused(ArgumentError, "windows"):  # of a model that takes whole images
+        tiny_zegformer.model().slide(np.zeros((8, 8, 3), np.uint8), tiny.text_embeds(3, 48), None)
     for architecture in ("zegclip", "zegformer"):
         with refused(ArgumentError, "image_sise", "'image_size'"):
             create_model(architecture, image_sise=512)
@@ -258,33 +225,27 @@ def test_unknown_architectures_and_settings_are_named():
 
 
 @every_tiny
-def test_images_of_a_batch_do_not_see_each_other(tiny_models, name):
-    model, images = tiny_models[name], tiny.image(3, 3, *TINY[name].size_hw)
+def test_images_do_not_see_each_other_and_the_order_of_classes_changes_nothing(tiny_models, name):
+    model, images = tiny_models[name], tiny.image(3, 3, *TINY[name][1])
     together = model.predict(images, TEXT)
     assert together.shape == (3, 7, *images.shape[2:])
+    assert together.std() > 1e-3  # lively enough for the comparisons to mean something
     alone = torch.cat([model.predict(image[None], TEXT) for image in images])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
-
-
-@every_tiny
-def test_the_order_of_classes_changes_nothing(tiny_models, name):
-    model, image = tiny_models[name], tiny.image(1, 3, *TINY[name].size_hw)
     order = torch.tensor([4, 1, 6, 0, 5, 2, 3])
-    scores = model.predict(image, TEXT)
-    assert scores.std() > 1e-3  # lively enough for the comparison to mean something
-    permuted = model.predict(image, TEXT[order])
-    torch.testing.assert_close(permuted, scores[:, order], rtol=1e-4, atol=1e-4)
+    permuted = model.predict(images, TEXT[order])
+    torch.testing.assert_close(permuted, together[:, order], rtol=1e-4, atol=1e-4)
 
 
 @every_tiny
 def test_wrong_images_and_text_embeddings_are_refused(tiny_models, name):
-    model, image = tiny_models[name], tiny.image(1, 3, *TINY[name].size_hw)
-    height, width = TINY[name].size_hw
+    _, (height, width), refuses = TINY[name]
+    model, image = tiny_models[name], tiny.image(1, 3, height, width)
     for shape in ((7, 31), (0, 32), (32,), (1, 7, 32)):
         with refused(ShapeError, "text_embeds"):
             model.predict(image, torch.zeros(shape))
     shapes = [(3, height, width), (1, 4, height, width), (1, height, width, 3)]
-    for shape in shapes + [(1, 3, *size_hw) for size_hw in TINY[name].refuses]:
+    for shape in shapes + [(1, 3, *size_hw) for size_hw in refuses]:
         with refused(ShapeError, "image"):
             model.predict(torch.zeros(shape), TEXT)
     others = () if name == "zeroseg" else (image.half(), image.double(), image.numpy())
@@ -305,11 +266,8 @@ def test_nan_in_an_image_of_tips_is_refused(tiny_models):
 
 @pytest.mark.parametrize("head", ["maskclip", "sclip", "clearclip", "naclip"])
 def test_an_image_tower_alone_gives_cosines(head):
-    tower = {
-        key.removeprefix("visual."): value
-        for key, value in tiny.clip_state_dict().items()
-        if key.startswith("visual.")
-    }
+    weights = tiny.clip_state_dict()
+    tower = {k[7:]: value for k, value in weights.items() if k.startswith("visual.")}
     model = from_official("dense_clip", tower, head=head, num_heads=4)
     logits = model(tiny.image(1, 3, 96, 64), TEXT).mask_logits
     assert logits.shape == (1, 7, 6, 4)
@@ -318,10 +276,7 @@ def test_an_image_tower_alone_gives_cosines(head):
     del tower["ln_post.bias"]
     with refused(CheckpointError, "state_dict", "ln_post.bias"):
         from_official("dense_clip", tower, head=head, num_heads=4)
-
-
-def test_a_trunk_with_too_few_blocks_is_refused():
-    with refused(ArgumentError, "pre"):
+    with refused(ArgumentError, "pre"):  # a trunk with too few blocks
         dense_clip(6, head="sfp")
 
 
@@ -444,6 +399,7 @@ def open_clip_model():
     return model
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("form", ["half archive", "state_dict", "safetensors"])
 def test_towers_equal_open_clip(tmp_path, open_clip_model, form):
     image, tokens = tiny.image(2, 3, 64, 64), torch.randint(1, 60, (5, 16))

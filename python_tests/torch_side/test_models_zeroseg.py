@@ -34,10 +34,8 @@ from zsseg_rt.training.tasks.zeroseg import (
     view_loss,
 )
 
-SIZES_OF_MODEL = {key: value for key, value in SIZES.items() if key != "size_hw"} | {
-    "image_size": 64
-}
-
+SIZES_OF_MODEL = SIZES | {"image_size": 64}
+del SIZES_OF_MODEL["size_hw"]
 HEADS = {"num_heads": 4, "head_heads": 4, "decoder_heads": 4}
 
 
@@ -233,19 +231,18 @@ class MeanColours(nn.Module):
         return (self.gain * views.mean(dim=(2, 3))).repeat(1, 11)[:, :32]
 
 
-def batch_of(images):
-    count, _, height, width = images.shape
-    return Batch(
-        images=images,
-        valid_hw=torch.tensor([[height, width]] * count),
-        labels=torch.full((count, height, width), 255),
-        names=tuple(f"p{i}" for i in range(count)),
-    )
-
-
 def random_images(count=2, side=64, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
+
+
+def batch_of(count=2, side=64):
+    return Batch(
+        images=random_images(count, side),
+        valid_hw=torch.tensor([[side, side]] * count),
+        labels=torch.full((count, side, side), 255),
+        names=tuple(f"p{i}" for i in range(count)),
+    )
 
 
 @pytest.mark.parametrize("size_hw", [(224, 224), (37, 101), (4, 5)])
@@ -334,7 +331,7 @@ def make_task(model=None, **settings):
 def test_task_gives_three_finite_terms_and_reaches_every_tensor():
     torch.manual_seed(0)
     task = make_task().train()
-    terms = task(batch_of(random_images(4)))
+    terms = task(batch_of(4))
     assert set(terms) == {"reconstruction", "views", "segments"}
     assert all(term.ndim == 0 and term.isfinite() and term > 0 for term in terms.values())
     torch.stack(list(terms.values())).sum().backward()
@@ -346,16 +343,16 @@ def test_task_gives_three_finite_terms_and_reaches_every_tensor():
 
 def test_terms_that_are_switched_off():
     task = make_task(reconstruction_weight=0, matching_weight=0).train()
-    terms = task(batch_of(random_images()))
+    terms = task(batch_of())
     assert set(terms) == {"views"}
     terms["views"].backward()
     trained = [name for name, p in task.model.named_parameters() if p.requires_grad]
     assert not any(name.startswith("decoder.") for name in trained)
     assert all(dict(task.model.named_parameters())[name].grad is not None for name in trained)
     task = make_task(zeroseg_model(decoder_layers=0), reconstruction_weight=0)
-    assert set(task(batch_of(random_images()))) == {"views", "segments"}
+    assert set(task(batch_of())) == {"views", "segments"}
     task = ZeroSegTask(zeroseg_model(), TeacherFeatures(MeanColours(), WHOLE), matching_weight=0)
-    assert set(task(batch_of(random_images()))) == {"reconstruction", "views"}
+    assert set(task(batch_of())) == {"reconstruction", "views"}
 
 
 def test_rates_grow_with_the_batch_and_norms_and_biases_are_not_decayed():
@@ -403,7 +400,7 @@ def create(**settings):
         (ArgumentError, "features", lambda: make_task(zeroseg_model(embed_dim=16))),
         (ArgumentError, "matching_weight",
          lambda: ZeroSegTask(zeroseg_model(), TeacherFeatures(MeanColours(), WHOLE))),
-        (ShapeError, "batch", lambda: make_task()(batch_of(random_images(side=32)))),
+        (ShapeError, "batch", lambda: make_task()(batch_of(side=32))),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused(kind, argument, call):

@@ -31,6 +31,7 @@ from zsseg_rt.networks.layers import resize_grid
 from zsseg_rt.onnx.arrays import Arrays
 from zsseg_rt.onnx.graph import Graph
 from zsseg_rt.onnx.writer import save_onnx
+from zsseg_rt.torch_files.shapes import IMAGE_TOWER, under
 
 
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
@@ -66,7 +67,9 @@ def model_of(c):
         width=c["width"], num_layers=c["layers"], patch_size=c["patch"],
         grid_side=c["grid"], embed_dim=c["out"],
     )  # fmt: skip
-    weights = tiny.rule_state_dict(tiny.visual_shapes("", sizes), c["salt"], c["gains"])
+    shapes = tiny.expanded(under("visual.", IMAGE_TOWER), sizes)
+    shapes = {key.removeprefix("visual."): shape for key, shape in shapes.items()}
+    weights = tiny.rule_state_dict(shapes, c["salt"], c["gains"])
     settings = {
         "head": "sfp" if c["method"] == "sfp" else "sc_clip",
         "pm": c["pm"].lower(),
