@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from support.fake_tensorrt import CudaEngine, ExecutionContext, FakeTensorRT, OnnxParser, Runtime
+from support.fake_tensorrt import CudaEngine, ExecutionContext, FakeTensorRT, OnnxParser
 from zsseg_rt import ops
 from zsseg_rt.backends import registry
 from zsseg_rt.backends.base import BackendOptions
@@ -28,22 +28,6 @@ sys.path.append({tests!r})
 from support.computing_tensorrt import OnnxTensorRT
 sys.modules[__name__] = OnnxTensorRT()
 """
-
-
-class OnnxTensorRT(FakeTensorRT):
-    """The module; ``host`` is the backend that computes."""
-
-    __spec__ = ModuleSpec("tensorrt", None)
-
-    def __init__(self, host: str = "openvino") -> None:
-        super().__init__()
-        self.host = host
-
-    def OnnxParser(self, network: Any, logger: Any) -> Any:  # noqa: N802 - TensorRT's name
-        return HeaderParser(self, network)
-
-    def Runtime(self, logger: Any) -> Any:  # noqa: N802 - TensorRT's name
-        return ComputingRuntime(self, logger)
 
 
 class HeaderParser(OnnxParser):
@@ -66,17 +50,8 @@ def _row(spec: Any) -> dict[str, Any]:
     return {"name": spec.name, "dtype": KINDS[spec.dtype], "shape": sizes, "axes": axes}
 
 
-class ComputingRuntime(Runtime):
-    def deserialize_cuda_engine(self, data: bytes) -> Any:
-        engine = super().deserialize_cuda_engine(data)
-        return None if engine is None else ComputingEngine(engine.trt, engine.graph)
-
-
 class ComputingEngine(CudaEngine):
     """Its one attention is fused."""
-
-    def create_execution_context(self) -> Any:
-        return ComputingContext(self)
 
     def create_engine_inspector(self) -> Any:
         text = json.dumps({"Layers": [{"Name": "_gemm_mha_v2_0x1", "LayerType": "kgen"}]})
@@ -100,16 +75,6 @@ class ComputingContext(ExecutionContext):
         graph = host.load(path, device="cpu", precision=precision, options=BackendOptions())
         self.session, self.header = graph.session(), check_graph(path)
         self.is_wrong = path.name.split(".")[0] == os.environ.get("STAND_IN_WRONG")
-
-    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
-        assert self.inferred, "get_tensor_shape before infer_shapes"
-        axes = {
-            axis: size
-            for spec in self.header.inputs
-            for axis, size in zip(spec.shape, self.shapes[spec.name], strict=True)
-        }
-        wanted = next(spec for spec in self.header.outputs if spec.name == name)
-        return tuple(axes.get(axis, axis) for axis in wanted.shape)
 
     def execute_async_v3(self, stream: int) -> bool:
         assert super().execute_async_v3(stream)
@@ -144,3 +109,14 @@ def _memory(address: int, shape: tuple[int, ...], dtype: str, stream: int) -> An
         "stream": stream or 1,
     }  # fmt: skip
     return SimpleNamespace(__cuda_array_interface__=interface)
+
+
+class OnnxTensorRT(FakeTensorRT):
+    """The module; ``host`` is the backend that computes."""
+
+    __spec__ = ModuleSpec("tensorrt", None)
+    parser, engine, context = HeaderParser, ComputingEngine, ComputingContext
+
+    def __init__(self, host: str = "openvino") -> None:
+        super().__init__()
+        self.host = host

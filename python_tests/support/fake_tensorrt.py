@@ -67,7 +67,7 @@ class FakeTensorRT:
         return Builder(self, logger)
 
     def OnnxParser(self, network, logger):  # noqa: N802 - TensorRT's name
-        return OnnxParser(self, network)
+        return self.parser(self, network)
 
     def Runtime(self, logger):  # noqa: N802 - TensorRT's name
         self.keep_first(logger)
@@ -188,7 +188,7 @@ class Runtime:
         if not data.startswith(self.trt.plan_prefix) or self.trt.fails("deserialize"):
             self.logger.log(ILogger.Severity.ERROR, "built for another compute capability")
             return None
-        return CudaEngine(self.trt, json.loads(data[len(self.trt.plan_prefix) :]))
+        return self.trt.engine(self.trt, json.loads(data[len(self.trt.plan_prefix) :]))
 
 
 class CudaEngine:
@@ -201,7 +201,7 @@ class CudaEngine:
     def create_execution_context(self, *runtime_config):
         if self.trt.fails("context"):
             return None
-        self.trt.contexts.append(ExecutionContext(self, *runtime_config))
+        self.trt.contexts.append(self.trt.context(self, *runtime_config))
         return self.trt.contexts[-1]
 
     def create_engine_inspector(self):
@@ -264,9 +264,17 @@ class ExecutionContext:
 
     def get_tensor_shape(self, name):
         assert self.inferred, "get_tensor_shape before infer_shapes"
+        sizes = {
+            axis: self.shapes[spec["name"]][int(place)]
+            for spec in self.engine.graph["inputs"]
+            for place, axis in spec["axes"].items()
+        }
         spec = next(spec for spec in self.engine.graph["outputs"] if spec["name"] == name)
-        dynamic = next(iter(self.shapes.values()))
-        return tuple(dynamic[i] if size == -1 else size for i, size in enumerate(spec["shape"]))
+        (axes, shape), only = (spec.get("axes", {}), spec["shape"]), next(iter(sizes.values()), 0)
+        return tuple(
+            sizes.get(axes.get(str(place)), only) if size == -1 else size
+            for place, size in enumerate(shape)
+        )
 
     def set_tensor_address(self, name, address):
         assert self.inferred, "an address before the shapes"
@@ -289,6 +297,10 @@ class ExecutionContext:
             for layer in ("blocks.0/MatMul + blocks.0/Add", "softmax"):
                 self.profiler.report_layer_time(layer, 0.25)
         return not self.trt.fails("execute")
+
+
+FakeTensorRT.parser, FakeTensorRT.engine = OnnxParser, CudaEngine
+FakeTensorRT.context = ExecutionContext
 
 
 class FakeNative:
