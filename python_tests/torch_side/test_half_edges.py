@@ -39,7 +39,7 @@ def bundles(request, tmp_path_factory):
     return request.param, *half_and_wide(request.param, tmp_path_factory.mktemp(request.param))
 
 
-FRAME = np.random.default_rng(5).integers(0, 256, (9, 7, 3)).repeat(9, 0).repeat(11, 1).astype("u1")
+FRAME = np.random.default_rng(5).integers(0, 256, (9, 7, 3), np.uint8).repeat(9, 0).repeat(11, 1)
 
 
 def run(path, name, feeds):
