@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -243,10 +244,15 @@ def test_formats_of_other_programs_are_written_beside_the_images(tmp_path, capfd
     assert run(*call, "--format", "labelme") == 0
     shapes = json.loads((tmp_path / f"{stem}.json").read_text())
     assert (tmp_path / shapes["imagePath"]).samefile(photo)
-    assert run(*call, "--format", "coco") == 0
-    coco = json.loads((tmp_path / "coco.json").read_text())
-    assert [one["name"] for one in coco["categories"]] == ["ball", "wall"]
     labels = read_label_png(tmp_path / f"{stem}.mask.png")
+    (tmp_path / "images" / "sub").mkdir(parents=True)
+    names = ["a.png", "sub/b.png"]
+    two = [shutil.copy(photo, tmp_path / "images" / name) for name in names]
+    assert run(*SHOW, *two, *call[-6:], "--format", "coco") == 0
+    coco = json.loads((tmp_path / "coco.json").read_text())
+    assert [image["file_name"] for image in coco["images"]] == names  # from their folder
+    assert [(c["id"], c["name"]) for c in coco["categories"]] == [(1, "ball"), (2, "wall")]
+    assert {a["image_id"] for a in coco["annotations"]} == {a["id"] for a in coco["images"]}
     for annotation in coco["annotations"]:
         assert annotation["area"] == (labels + 1 == annotation["category_id"]).sum()
 

@@ -250,14 +250,11 @@ def folder(tmp_path_factory):
 
 def joined(split):
     """OpenAI's layout: q, k and v in one tensor."""
-    whole = {}
-    for key, weight in split.items():
-        if key.endswith(("k_proj_weight", "v_proj_weight")):
-            continue
-        if key.endswith("q_proj_weight"):
-            parts = [split[key.replace("q_proj", f"{n}_proj")] for n in "qkv"]
-            key, weight = key.replace("q_proj_weight", "in_proj_weight"), torch.cat(parts)
-        whole[key] = weight
+    whole = {key: weight for key, weight in split.items() if "_proj_weight" not in key}
+    for key in split.keys() - whole.keys():
+        stem = key[: -len("q_proj_weight")]
+        parts = [split[f"{stem}{letter}_proj_weight"] for letter in "qkv"]
+        whole[f"{stem}in_proj_weight"] = torch.cat(parts)
     return whole
 
 

@@ -25,7 +25,6 @@ from zsseg_rt import (
 )
 from zsseg_rt.demo import demo_photos
 from zsseg_rt.errors import DTypeError
-from zsseg_rt.integrations.batch import AnnotationFiles, PhotoResult
 from zsseg_rt.results.segmentation import Frame
 from zsseg_rt.results.visualize import encode_label_png, palette, read_label_png, save_file
 
@@ -394,18 +393,3 @@ def test_labelme_without_unknown_parts():
     assert len(seg.to_labelme("p.png", unknown=None)["shapes"]) == 1
     labels[4:, 4] = 255  # the hole opens to the edge: no hole, and no polygon for it
     assert [shape["label"] for shape in make(labels).to_labelme("p.png")["shapes"]] == ["road"]
-
-
-def test_coco_counts_from_one_and_names_photos_from_their_folder(tmp_path):
-    files = AnnotationFiles("coco", tmp_path, NAMES)
-    for name in ("a.png", "sub/b.png"):
-        photo = tmp_path / "images" / name
-        photo.parent.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(photo), np.zeros((9, 12, 3), np.uint8))
-        files.add(PhotoResult(photo=str(photo), mask=f"{name}.mask.png"), make(blocks()))
-    coco_file = files.finish()
-    content = json.loads(coco_file.read_text())
-    assert [image["file_name"] for image in content["images"]] == ["a.png", "sub/b.png"]
-    assert [(c["id"], c["name"]) for c in content["categories"]] == [*enumerate(NAMES, 1)]
-    assert {a["category_id"] for a in content["annotations"]} == {1, 2}
-    assert AnnotationFiles("coco", coco_file.parent, NAMES).finish() == coco_file  # no photo
