@@ -1,6 +1,7 @@
 """Engines and lanes in a forked process, and parts that are freed when they are closed."""
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -105,28 +106,23 @@ def fail(*arguments, **settings):
     raise BackendError("the device is lost")
 
 
-@pytest.mark.parametrize("fails", [False, True])
-def test_a_lane_waits_before_it_frees_also_after_a_frame_that_failed(lane, monkeypatch, fails):
+@pytest.mark.parametrize("failing", ["nothing", "run", "synchronize", "close"])
+def test_a_lane_waits_before_it_frees_and_frees_all_whatever_fails(lane, monkeypatch, failing):
     lane, journal = lane
     lane.segment(FRAME)
-    if fails:
-        monkeypatch.setattr(lane.sessions["image_encoder"], "run", fail)
-        with pytest.raises(BackendError, match="the device is lost"):
+    owner = lane.workspace if failing == "synchronize" else lane.sessions["image_encoder"]
+    if failing != "nothing":
+        monkeypatch.setattr(owner, failing, fail)
+    lost = pytest.raises(BackendError, match="the device is lost")
+    if failing == "run":
+        with lost:
             lane.segment(FRAME)
     journal.clear()
-    lane.close()
-    assert journal[:3] == ["wait", "session", "workspace"]
-
-
-@pytest.mark.parametrize("part", ["wait", "session"])
-def test_a_part_that_fails_keeps_no_other_from_being_freed(lane, monkeypatch, part):
-    lane, journal = lane
-    owner = lane.workspace if part == "wait" else lane.sessions["image_encoder"]
-    monkeypatch.setattr(owner, "synchronize" if part == "wait" else "close", fail)
-    with pytest.raises(BackendError, match="the device is lost"):
+    with lost if failing in ("synchronize", "close") else nullcontext():
         lane.close()
-    assert "workspace" in journal
-    assert part == "session" or "session" in journal
+    parts = {"synchronize": "wait", "close": "session", "": "workspace"}
+    freed = [part for step, part in parts.items() if step != failing]
+    assert journal[: len(freed)] == freed
     with refused(EngineStateError, "lane"):
         lane.segment(FRAME)
     lane.close()  # harmless, though the first call failed

@@ -169,11 +169,6 @@ class GivenTimes:
         return {"1": (self.ran, round(self.ran * self._waiting / (1.0 - self._waiting)))}
 
 
-def noisy(level, seed):
-    generator = np.random.default_rng(seed)
-    return [float(ms) for ms in level * np.exp(generator.normal(0.0, 0.05, 500))]
-
-
 def rounds_of(*candidates, count=20, **rule):
     rule = {"max_seconds": math.inf, "max_rounds": count, "half_width": None} | rule
     return turns.take_turns(
@@ -202,7 +197,8 @@ def test_every_candidate_takes_one_turn_a_round_in_changing_order():
 
 
 def test_rounds_end_when_the_interval_is_narrow_enough():
-    pair = GivenTimes("a", noisy(2.0, 1)), GivenTimes("b", noisy(2.2, 2))
+    base, other = rounds(0.1, 0.07, 500)
+    pair = GivenTimes("a", base), GivenTimes("b", other)
     taken = rounds_of(*pair, count=400, half_width=0.01)
     difference = taken.difference("a", "b", 0.02)
     assert difference.low < 0.1 < difference.high
