@@ -199,21 +199,3 @@ def without_gradients() -> Iterator[None]:
 
     with torch.no_grad():
         yield
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Chromium, for tests of the server's page."""
-    from support.live_page import open_browser
-
-    with open_browser() as running:
-        yield running
-
-
-@pytest.fixture
-def page(browser):
-    """A page of it."""
-    from support.live_page import open_page
-
-    with open_page(browser) as opened:
-        yield opened

@@ -3,16 +3,15 @@
 import base64
 import json
 import re
-import shutil
 import time
-from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 
-from support.required import without_streams
 from zsseg_rt import Frame, Segmentation
 from zsseg_rt.results.visualize import palette
+from zsseg_rt.server.api import load_page
+from zsseg_rt.server.hub import encode_message
 
 PATIENCE = 30_000  # ms that anything may take on a busy machine
 
@@ -23,28 +22,14 @@ addEventListener("securitypolicyviolation", (event) => {
   refused.push(`${event.violatedDirective}: ${event.blockedURI}`);
 });
 """
-# Colours of the canvas, [r, g, b] a pixel, row by row.
+# Width, height and colours of the canvas, [r, g, b, a] a pixel, row by row.
 _PIXELS = """(canvas) => {
   const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
-  return btoa(Array.from(data, (value) => String.fromCharCode(value)).join(""));
+  const bytes = btoa(Array.from(data, (value) => String.fromCharCode(value)).join(""));
+  return [canvas.width, canvas.height, bytes];
 }"""
-
-
-@contextmanager
-def open_browser() -> Iterator[object]:
-    """Chromium without a window; skips the test where Playwright or Chromium is absent."""
-    try:
-        import axe_playwright_python  # noqa: F401
-        from playwright.sync_api import sync_playwright
-    except ImportError as exc:
-        without_streams(f"the page's tests need playwright, axe-playwright-python, serve: {exc}")
-    program = shutil.which("chromium-headless-shell") or shutil.which("chromium")
-    if program is None:
-        without_streams("the page's tests need: apt install chromium-headless-shell")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+# Chromium itself reports addresses that do not answer; tests stop servers on purpose.
+_EXPECTED = r"net::ERR_|WebSocket connection to|Failed to load resource|willReadFrequently"
 
 
 def expect(locator):
@@ -55,36 +40,25 @@ def expect(locator):
 
 
 @contextmanager
-def open_page(browser, *, size=(1280, 800), **settings) -> Iterator[object]:
+def open_page(browser, *, size=(1280, 800), **settings):
     """A page in a context of its own; at the end, nothing in it may have failed or been refused."""
     context = browser.new_context(viewport={"width": size[0], "height": size[1]}, **settings)
     context.set_default_timeout(PATIENCE)
     context.add_init_script(_WATCH)
-    page, failures = context.new_page(), []
+    page, failures, messages = context.new_page(), [], []
     page.on("pageerror", lambda error: failures.append(str(error)))
-    page.on(
-        "console", lambda message: failures.append(message.text) if _is_failure(message) else None
-    )
+    page.on("console", lambda message: messages.append(message))
     yield page
-    refused = page.evaluate("window.refused ?? []")
+    failures += page.evaluate("window.refused ?? []")
     context.close()
-    assert failures == []
-    assert refused == []
-
-
-def _is_failure(message) -> bool:
-    """Chromium itself reports addresses that do not answer; tests stop servers on purpose."""
-    return message.type in ("error", "warning") and not re.search(
-        r"net::ERR_|WebSocket connection to|Failed to load resource|willReadFrequently",
-        message.text,
-    )
+    texts = [message.text for message in messages if message.type in ("error", "warning")]
+    assert failures + [text for text in texts if not re.search(_EXPECTED, text)] == []
 
 
 def canvas_pixels(page) -> np.ndarray:
     """The canvas as drawn, uint8 [H, W, 3]."""
-    canvas = page.locator("#picture")
-    width, height = canvas.evaluate("(canvas) => [canvas.width, canvas.height]")
-    pixels = np.frombuffer(base64.b64decode(canvas.evaluate(_PIXELS)), np.uint8)
+    width, height, pixels = page.locator("#picture").evaluate(_PIXELS)
+    pixels = np.frombuffer(base64.b64decode(pixels), np.uint8)
     return pixels.reshape(height, width, 4)[..., :3]
 
 
@@ -92,15 +66,8 @@ def class_colours(*names: str) -> list[tuple[int, ...]]:
     return [tuple(colour) for colour in palette(names).tolist()]
 
 
-def legend_names(page) -> list[str]:
-    return page.locator("#classes .name bdi").all_inner_texts()
-
-
-def accessibility_faults(page) -> str:
-    from axe_playwright_python.sync_playwright import Axe
-
-    results = Axe().run(page)
-    return results.generate_report() if results.violations_count else ""
+def _groups(names) -> list[list[str]]:
+    return [[name] if isinstance(name, str) else list(name) for name in names]
 
 
 class ScriptedServer:
@@ -111,22 +78,17 @@ class ScriptedServer:
     """
 
     URL = "http://camera.test/"
+    token, version, unknown_below = "", 1, 0.0
+    background, auto_background, remarks = (), False, ()
+    known_names = known_words = unknown = ()
+    refuse_with = refuse_images_with = close_with = socket = None
+    is_mute = False
 
-    def __init__(self, page, names=("road", "sky"), *, token: str = "") -> None:
-        self.page, self.token = page, token
-        self.version, self.names = 1, [[n] if isinstance(n, str) else list(n) for n in names]
-        self.background, self.auto_background, self.unknown_below = [], False, 0.0
-        self.known_names: list[str] = []
-        self.known_words: list[str] = []
-        self.remarks: list[str] = []
-        self.sources = [source("camera", "running")]
-        self.refuse_with: tuple[int, str] | None = None
-        self.unknown: list[str] = []
-        self.refuse_images_with: int | None = None
-        self.images: list[bytes] = []
-        self.close_with: int | None = None
-        self.is_mute = False
-        self.socket, self.received, self.bodies, self.frames = None, [], [], 0
+    def __init__(self, page, names=("road", "sky"), **settings) -> None:
+        self.page, self.names = page, _groups(names)
+        self.sources, self.frames = [source("camera", "running")], 0
+        self.received, self.bodies, self.images = [], [], []
+        vars(self).update(settings)
         page.route(self.URL + "**", self._answer)
         page.route_web_socket(self.URL.replace("http", "ws") + "v1/live", self._accept)
 
@@ -145,26 +107,18 @@ class ScriptedServer:
         return [message for message in self.received if message["type"] == kind]
 
     def vocabulary(self) -> dict:
-        colours = palette([group[0] for group in self.names]).tolist()
-        classes = [
-            {"name": group[0], "synonyms": group[1:], "colour": colours[label]}
-            for label, group in enumerate(self.names)
-        ]
-        return {
-            "version": self.version,
-            "classes": classes,
-            "background": self.background,
-            "auto_background": self.auto_background,
-            "remarks": self.remarks,
-            "unknown_label": 255 if len(classes) <= 254 else 65535,
-            "unknown_below": self.unknown_below,
+        names = [group[0] for group in self.names]
+        facts = ("version", "background", "auto_background", "remarks", "unknown_below")
+        return {name: getattr(self, name) for name in facts} | {
+            "unknown_label": 255 if len(names) <= 254 else 65535,
+            "classes": [
+                {"name": group[0], "synonyms": group[1:], "colour": colour}
+                for group, colour in zip(self.names, palette(names).tolist(), strict=True)
+            ],
         }
 
     def say(self, kind: str, **content) -> None:
         self.socket.send(json.dumps({"type": kind, **content}))
-
-    def say_vocabulary(self) -> None:
-        self.say("vocabulary", **self.vocabulary())
 
     def say_state(self, *sources: dict, rate: float = 12.0, given_out_rate: float = 12.0) -> None:
         self.sources = list(sources)
@@ -173,19 +127,16 @@ class ScriptedServer:
 
     def change(self, *names) -> None:
         """New classes, as if another viewer had asked for them."""
-        self.version, self.names = self.version + 1, [[name] for name in names]
-        self.say_vocabulary()
+        self.version, self.names = self.version + 1, _groups(names)
+        self.say("vocabulary", **self.vocabulary())
 
-    def send_frame(self, labels: np.ndarray, *, age_ms: float = 0.0, **header) -> None:
+    def send_frame(self, labels: np.ndarray, **header) -> None:
         """Send a grey picture twice as wide and high as its labels, and wait until it was drawn."""
-        frame = self.frame(labels, age_ms=age_ms, **header)
-        self.socket.send(frame)
+        self.socket.send(self.frame(labels, **header))
         self.wait_for(lambda: any(ack["id"] == self.frames for ack in self.taken("ack")))
 
     def frame(self, labels: np.ndarray, *, age_ms: float = 0.0, **header) -> bytes:
         """A message as the real server packs it; ``header`` replaces some of its entries."""
-        from zsseg_rt.server.hub import encode_message
-
         self.frames += 1
         now, whole = time.monotonic(), labels.repeat(2, axis=0).repeat(2, axis=1)
         frame = Frame(
@@ -200,13 +151,12 @@ class ScriptedServer:
 
     def _accept(self, socket) -> None:
         wanted = ["zsseg.v1", *([f"token.{self.token}"] if self.token else [])]
-        code = self.close_with if self.close_with is not None else 4401
         if self.close_with is not None or socket.protocols != wanted:
-            socket.close(code=code)
+            socket.close(code=self.close_with or 4401)
             return
         self.socket = socket
         socket.on_message(self._receive)
-        self.say_vocabulary()
+        self.say("vocabulary", **self.vocabulary())
         self.say_state(*self.sources)
 
     def _receive(self, text: str) -> None:
@@ -216,18 +166,20 @@ class ScriptedServer:
             self.say("pong", t=message["t"], server_ms=1000.0 * time.monotonic())
 
     def _answer(self, route) -> None:
-        request = route.request
+        request, (html, policy) = route.request, load_page()
         path = request.url.removeprefix(self.URL)
         if path == "v1/names":
             route.fulfill(json={"names": self.known_names, "words": self.known_words})
         elif request.method == "GET":
-            from zsseg_rt.server.api import load_page
-
-            html, policy = load_page()
             headers = {"Content-Security-Policy": policy}
             route.fulfill(body=html, content_type="text/html", headers=headers)
         elif path == "v1/segment":
-            self._label(route)
+            self.images.append(request.post_data_buffer)
+            if self.refuse_images_with is not None:
+                route.fulfill(status=self.refuse_images_with, json={"error": "", "message": ""})
+            else:
+                body = self.frame(halves(0, 1), source="")
+                route.fulfill(body=body, content_type="application/x-zsseg-frame")
         else:
             self.bodies.append((path, request.post_data_json))
             if self.refuse_with is None:
@@ -237,24 +189,14 @@ class ScriptedServer:
                 content = {"error": "VocabularyError", "message": message, "unknown": self.unknown}
                 route.fulfill(status=status, json=content)
 
-    def _label(self, route) -> None:
-        """Label a picture with class 0 in its left half, class 1 in its right."""
-        self.images.append(route.request.post_data_buffer)
-        if self.refuse_images_with is not None:
-            route.fulfill(status=self.refuse_images_with, json={"error": "", "message": ""})
-            return
-        body = self.frame(halves(0, 1), source="")
-        route.fulfill(body=body, content_type="application/x-zsseg-frame")
-
     def _change(self, body: dict) -> dict:
         if "unknown_below" in body:
             self.unknown_below = body["unknown_below"]
             return body
-        self.version, asked = self.version + 1, body["background"]
+        asked = body["background"]
         self.auto_background = asked == "auto"
         self.background = asked if isinstance(asked, list) else self.background
-        self.names = [[n] if isinstance(n, str) else n for n in body["classes"]]
-        self.say_vocabulary()
+        self.change(*body["classes"])
         return self.vocabulary()
 
 
