@@ -4,7 +4,6 @@ Values follow the rule of the reference vectors: they depend on a key's name onl
 rebuild any tensor from its key and shape.
 """
 
-import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from support.golden_encoders import drawn
 from zsseg_rt.models import from_official
 from zsseg_rt.torch_files.official import CELLS, CROSS_LAYERS, PROMPTS
 from zsseg_rt.torch_files.shapes import IMAGE_TOWER, TEXT_TOWER, expand, under
@@ -23,8 +23,7 @@ Gains = Iterable[tuple[str, float]]
 
 def random_normal(name: str, shape: Iterable[int], salt: str = "") -> np.ndarray:
     """Float64 normal deviates that depend on ``salt + name`` and the shape."""
-    seed = zlib.crc32((salt + name).encode()) & 0xFFFFFFFF
-    return np.random.RandomState(seed).standard_normal(tuple(shape))
+    return drawn(salt + name, tuple(shape))
 
 
 def rule_tensor(key: str, shape: Iterable[int], salt: str = "", gains: Gains = ()) -> Tensor:

@@ -222,12 +222,12 @@ def test_learned_norms_are_frozen_ones_in_evaluation():
     assert not any(name.endswith("norm.weight") for name, _ in frozen.named_parameters())
 
 
-TORCHVISION = ResNetConfig(stem_width=64, widths=(64, 128, 256, 512), depths=(1, 1, 1, 1))
+TORCHVISION = ResNetConfig(stem_width=64, widths=(64, 128, 256, 512), depths=(1, 2, 1, 1))
 
 
 def test_torchvision_weights_compute_what_torchvision_does(clip_file, tmp_path):
     resnet = pytest.importorskip("torchvision.models.resnet")
-    theirs = resnet.ResNet(resnet.Bottleneck, [1, 1, 1, 1], num_classes=3).eval()
+    theirs = resnet.ResNet(resnet.Bottleneck, [1, 2, 1, 1], num_classes=3).eval()
     generator = torch.Generator().manual_seed(3)
     for module in theirs.modules():
         if isinstance(module, torch.nn.BatchNorm2d):

@@ -351,19 +351,16 @@ def test_a_tokenizer_of_another_size_is_refused(shared_dir, tmp_path):
             export_clip_file(file, tmp_path / "a.zsseg", head)
 
 
-@pytest.mark.parametrize(("scale", "activation"), [(1.0, "quick_gelu"), (1 / 3, None)])
-def test_openais_own_numbers_are_quick_gelus(scale, activation):
+def test_the_activation_of_weights_is_known_by_their_numbers(shared_dir, tmp_path):
     """OpenAI's sizes with weights that float16 holds; other trainers' are of any activation."""
     blocks = {f"transformer.resblocks.{i}.x": np.zeros(1) for i in range(12)}
-    visual = {"positional_embedding": np.zeros((2, 768)), "conv1.weight": np.full(4, scale)}
-    visual = {key: value.astype(np.float32) for key, value in (visual | blocks).items()}
     text = {"text_projection": np.zeros((1, 512), np.float32)}
-    weights = ClipTensors(visual=Tower(visual), text=Tower(text))
-    assert weights.known_activation() == activation
-
-
-def test_a_float16_tinyclip_is_no_quick_gelu(shared_dir, tmp_path):
-    _, _, weights, _, _ = towers(shared_dir, "tinyclip8m_real_public.npz", "")
+    for scale, activation in ((1.0, "quick_gelu"), (1 / 3, None)):
+        visual = {"positional_embedding": np.zeros((2, 768)), "conv1.weight": np.full(4, scale)}
+        visual = {key: value.astype(np.float32) for key, value in (visual | blocks).items()}
+        weights = ClipTensors(visual=Tower(visual), text=Tower(text))
+        assert weights.known_activation() == activation
+    weights = towers(shared_dir, "tinyclip8m_real_public.npz", "")[2]
     halves = {key: value.astype(np.float16) for key, value in weights.items()}
     save_file(halves, tmp_path / "model.safetensors")
     assert read_clip(tmp_path / "model.safetensors").known_activation() == "gelu"

@@ -25,31 +25,35 @@ from zsseg_rt.text.name_lists import read_name_list
 from zsseg_rt.text.vocabulary import PromptSet, Vocabulary, check_embeddings, check_templates
 
 
-def make_vocabulary(classes, background=()):
-    specs = ClassList.read(classes, background)
-    return Vocabulary(
-        names=specs.names,
-        phrases=specs.phrases,
-        phrase_classes=specs.phrase_classes,
-        embeds=np.ones((len(specs.phrases), 3), np.float32),
-        version=1,
-    )
-
-
-def test_synonyms_and_background_map_to_classes():
+def test_names_synonyms_and_background_become_phrases():
     specs = ClassList.read([["car", "van"], "road"], ["sky"])
     assert specs.names == ("car", "road")
     assert specs.phrases == ("car", "van", "road", "sky")
     assert specs.phrase_classes.tolist() == [0, 0, 1, BACKGROUND]
+    # A class takes over what is also background.
+    assert ClassList.read([["road", "Lane"]], ["lane", "sky", " Sky"]).background == ("sky",)
+    alike = ClassList.read(["car"], ["auto"], meaning=lambda word: "car")
+    assert alike.phrases == ("car",)
+    specs = ClassList.read({"red ball": ["red sphere", "red ball"], "box": "crate", "sky": ()})
+    assert specs.names == ("red ball", "box", "sky")
+    assert specs.phrases == ("red ball", "red sphere", "box", "crate", "sky")
+    assert specs.phrase_classes.tolist() == [0, 0, 1, 1, 2]
+    names = ["stra\u00dfe", "\u9053\u8def", "\U0001f468\u200d\U0001f469", " road\n"]
+    assert ClassList.read(names).names == tuple(name.strip() for name in names)
 
 
 def test_label_tables_send_background_and_what_is_no_phrase_to_unknown():
-    table = make_vocabulary([["car", "van"], "road"], ["sky"]).label_table
+    def vocabulary(classes, background=()):
+        read = ClassList.read(classes, background)
+        parts = {name: getattr(read, name) for name in ("names", "phrases", "phrase_classes")}
+        return Vocabulary(**parts, embeds=np.ones((len(read.phrases), 3), np.float32), version=1)
+
+    table = vocabulary([["car", "van"], "road"], ["sky"]).label_table
     assert table[[0, 1, 2, 3, 255]].tolist() == [0, 0, 1, 255, 255]
     assert table.dtype == np.uint8
-    table = make_vocabulary([f"c{i}" for i in range(300)]).label_table
+    table = vocabulary([f"c{i}" for i in range(300)]).label_table
     assert (table.dtype, table[299], table[65535]) == (np.uint16, 299, 65535)
-    assert not make_vocabulary(["a"]).embeds.flags.writeable
+    assert not vocabulary(["a"]).embeds.flags.writeable
 
 
 @pytest.mark.parametrize(
@@ -77,11 +81,6 @@ def test_label_tables_send_background_and_what_is_no_phrase_to_unknown():
 def test_bad_names_are_refused(classes, message):
     with pytest.raises(VocabularyError, match=message):
         ClassList.read(classes)
-
-
-def test_names_of_any_language_are_taken():
-    names = ["stra\u00dfe", "\u9053\u8def", "\U0001f468\u200d\U0001f469", " road\n"]
-    assert ClassList.read(names).names == tuple(name.strip() for name in names)
 
 
 def test_background_and_synonyms_are_checked_as_names_are():
@@ -112,12 +111,6 @@ def test_bad_templates_are_refused(templates, message):
         check_templates(templates)
 
 
-def test_a_class_takes_over_what_is_also_background():
-    assert ClassList.read([["road", "Lane"]], ["lane", "sky", " Sky"]).background == ("sky",)
-    alike = ClassList.read(["car"], ["auto"], meaning=lambda word: "car")
-    assert alike.phrases == ("car",)
-
-
 def test_bad_embeddings_are_refused():
     good = np.ones((2, 4), np.float32)
     check_embeddings(good, 2, 4)
@@ -130,13 +123,6 @@ def test_bad_embeddings_are_refused():
     ):
         with refused(error, "embeddings"):
             check_embeddings(embeds, *shape)
-
-
-def test_a_mapping_names_classes_and_their_further_synonyms():
-    specs = ClassList.read({"red ball": ["red sphere", "red ball"], "box": "crate", "sky": ()})
-    assert specs.names == ("red ball", "box", "sky")
-    assert specs.phrases == ("red ball", "red sphere", "box", "crate", "sky")
-    assert specs.phrase_classes.tolist() == [0, 0, 1, 1, 2]
 
 
 # --- files of names ---
