@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
+from support import streams
 from support.errors import refused
 from support.streams import Script, wait_until
 from zsseg_rt.errors import ArgumentError
@@ -259,19 +260,14 @@ def camera(count, then, seconds=0.0):
     return Script("cam", [*(partial(picture, index) for index in range(count)), then])
 
 
-def unlabelled(image):
-    return Segmentation(labels=np.zeros(image.shape[:2], np.uint8), names=("a",),
-                        vocabulary_version=1)  # fmt: skip
-
-
 def test_frames_do_not_wait_for_a_camera_that_stopped_between_two_labelled_ones():
     then = threading.Event()
     patience = Patience(stalled_after=0.1, lost_after=LONG)
     settings = {"policy": "all", "patience": patience, "following": Following(every=6)}
-    with Stream([camera(7, then)], unlabelled, **settings) as stream:
+    with Stream([camera(7, then)], streams.label, **settings) as stream:
         segs = [next(stream) for _ in range(7)]
     assert [seg.moved_from for seg in segs] == [None, 0, 0, 0, 6, 6, None]
-    stream = Stream([camera(5, then)], unlabelled, **settings)
+    stream = Stream([camera(5, then)], streams.label, **settings)
     assert [next(stream).moved_from for _ in range(5)] == [None, 0, 0, 0, 0]
     stats = stream.stats()["cam"]
     assert (stats.labelled, stats.given_out, stats.captured) == (1, 5, 5)
@@ -285,7 +281,7 @@ def test_a_live_stream_gives_out_more_than_it_labels():
 
     def segment(image):
         then.wait(0.2)
-        return unlabelled(image)
+        return streams.label(image)
 
     with Stream([camera(40, then, 0.02)], segment, following=Following()) as stream:
         segs = [next(stream) for _ in range(20)]

@@ -417,14 +417,14 @@ def test_a_video_that_somebody_removes_is_followed_by_another(tmp_path):
 
 
 def test_lines_continue_the_newest_file_until_it_is_due(tmp_path):
-    rotation = Rotation.parse("1h")
-    for number in range(3):
-        write(tmp_path / "out.jsonl", [result(number)], rotation=rotation)
+    rotation = Rotation.parse("1min")
+    for _ in range(3):
+        write(tmp_path / "out.jsonl", [result()] * 2, rotation=rotation)
     (only,) = tmp_path.iterdir()
-    assert len(only.read_text().splitlines()) == 3
+    assert len(only.read_text().splitlines()) == 6
     old = only.rename(tmp_path / "out-20200101T000000Z.jsonl")
     write(tmp_path / "out.jsonl", [result()], rotation=rotation)
-    assert len(old.read_text().splitlines()) == 3
+    assert len(old.read_text().splitlines()) == 6
     assert len(names_in(tmp_path)) == 2
 
 
