@@ -29,7 +29,8 @@ NAMES = [f"name {index}" for index in range(7)]
 def _dense() -> Any:
     weights = tiny.clip_state_dict(tiny.TinySizes(text_vocab=49408, text_length=77))
     heads = {"num_heads": 4, "text_heads": 4, "head": "maskclip", "activation": "quick_gelu"}
-    return from_official("dense_clip", weights, image_size=(64, 96), logit_scale=100.0, **heads)
+    usual = {"image_size": (64, 96), "logit_scale": 100.0, "position": "size"}  # create_model's
+    return from_official("dense_clip", weights, **heads, **usual)
 
 
 FAMILIES = {
