@@ -71,10 +71,6 @@ def toy_batches(*, start_position, process_index, num_processes, batch_size):
         position += num_processes * batch_size
 
 
-def toy_schedule(step):
-    return 1.0 / (1 + 0.1 * step)
-
-
 def config(**changes):
     settings = {
         "iterations": 6,
@@ -88,9 +84,9 @@ def config(**changes):
     return LoopConfig(**settings | changes)
 
 
-def train(folder, task=None, *, source=toy_batches, schedule=toy_schedule, **arguments):
-    arguments.setdefault("config", config())
-    return run_loop(task or ToyTask(), source, run_folder=folder, schedule=schedule, **arguments)
+def train(folder, task=None, *, source=toy_batches, **arguments):
+    arguments = {"config": config(), "schedule": lambda step: 1 / (1 + 0.1 * step)} | arguments
+    return run_loop(task or ToyTask(), source, run_folder=folder, **arguments)
 
 
 def alike(one, other):

@@ -103,13 +103,8 @@ def noise(seed):
     return cv2.resize(small, (110, 90))
 
 
-@pytest.fixture(scope="module")
-def small_zegclip():
-    return tiny.zegclip_model(), tiny.text_embeds(7, 32)
-
-
-def test_slide_is_the_official_protocol(small_zegclip):
-    model, embeds = small_zegclip
+def test_slide_is_the_official_protocol_and_the_best_synonym_counts():
+    model, embeds = tiny.zegclip_model(), tiny.text_embeds(7, 32)
     seen = [SEVEN[index] for index in model.config.seen_classes]
     windows, image = SlideSettings(short_side=96, crop_size=64, stride=53), noise(0)
     segmenter = TorchSegmenter(
@@ -120,11 +115,6 @@ def test_slide_is_the_official_protocol(small_zegclip):
     assert len(np.unique(expected.argmax(0))) > 1
     usual = TorchSegmenter(model, SEVEN, embeds, protocol="slide").describe()["windows"]
     assert usual == {"short_side": 64, "crop_size": 64, "stride": 53}  # as the official ones
-
-
-def test_the_best_synonym_counts(small_zegclip):
-    model, embeds = small_zegclip
-    image = noise(0)
     plain = TorchSegmenter(model, SEVEN, embeds).segment(image)
     merged = TorchSegmenter(model, ["a, b, c", "d", "e, f", "g"], embeds).segment(image)
     np.testing.assert_array_equal(merged, np.array([0, 0, 0, 1, 2, 2, 3])[plain])
@@ -156,7 +146,7 @@ def test_json_holds_everything_and_no_nan(scenes):
     assert written["machine"]["zsseg_rt"]
 
 
-def test_bad_requests_are_refused(scenes, small_zegclip):
+def test_bad_requests_are_refused(scenes):
     class Broken(SceneDataset):
         def __getitem__(self, index):
             sample = super().__getitem__(index)
@@ -175,9 +165,8 @@ def test_bad_requests_are_refused(scenes, small_zegclip):
     oracle.class_names = CLASS_NAMES[:2]
     with refused(ArgumentError, "class_names"):
         evaluate(oracle, scenes)
-    model, embeds = small_zegclip
     with refused(ArgumentError, "protocol"):
-        TorchSegmenter(model, ["a"] * 7, embeds, protocol="crop")
+        TorchSegmenter(tiny.zegclip_model(), SEVEN, tiny.text_embeds(7, 32), protocol="crop")
     for order, argument, options in (
         ("rgb", "protocol", {"protocol": "slide"}),
         ("bgr", "engine", {}),

@@ -117,7 +117,7 @@ def test_masks_as_published_equal_the_converted_ones(tmp_path):
         create_dataset("cocostuff164k", tmp_path / "raw", partial=True)[0]
 
 
-def test_an_unseen_class_the_data_lacks_is_named(tmp_path):
+def test_wrong_arguments_are_named(tmp_path):
     BUILDERS["camvid"](tmp_path)
     dataset = create_dataset("camvid", tmp_path, partial=True, unseen=["tree", "sidewalk"])
     assert [dataset.class_names[i] for i in dataset.table.unseen] == ["pavement, sidewalk", "tree"]
@@ -125,10 +125,6 @@ def test_an_unseen_class_the_data_lacks_is_named(tmp_path):
         create_dataset("camvid", tmp_path, partial=True, unseen=["zebra"])
     with refused(DatasetError, "unseen"):
         create_dataset("camvid", tmp_path, partial=True, unseen=class_table("camvid").names)
-
-
-def test_wrong_arguments_are_named(tmp_path):
-    BUILDERS["camvid"](tmp_path)
     with refused(ArgumentError, "name"):
         create_dataset("imagenet", tmp_path)
     with refused(ArgumentError, "split", "'all'"):
@@ -468,25 +464,23 @@ def test_names_with_spaces_and_of_any_script_train(train_with, clip_file, tmp_pa
     assert "Fotos São Paulo" in (folder / "config.toml").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(
-    ("gone", "arguments"),
-    [
-        ("JPEGImages/2008_3.jpg", ["--check-data"]),
-        ("SegmentationClassAug", ["--dry-run"]),
-        ("ImageSets/Segmentation/val.txt", []),
-    ],
-)
-def test_what_is_missing_is_named_before_training(train_with, tmp_path, clip_file, gone, arguments):
+def test_what_is_missing_is_named_before_training(train_with, tmp_path, clip_file):
     voc = build_voc(tmp_path)
-    (voc / gone).rename(tmp_path / "elsewhere")
     data = {"name": "voc2012", "options": {"partial": True}}
     config = settings(voc, clip_file, data=data, output={"folder": str(voc / "run")})
-    code, _, err = train_with(config, *arguments)
-    assert gone.rpartition("/")[2].partition(".")[0] in err
-    assert "VOC" in err
-    assert "http" in err  # where to get it
-    assert code == 1
-    assert not (voc / "run").exists()
+    for gone, *arguments in (
+        ("ImageSets/Segmentation/val.txt",),
+        ("SegmentationClassAug", "--dry-run"),
+        ("JPEGImages/2008_3.jpg", "--check-data"),
+    ):
+        (voc / gone).rename(tmp_path / "elsewhere")
+        code, _, err = train_with(config, *arguments)
+        (tmp_path / "elsewhere").rename(voc / gone)
+        assert code == 1
+        assert gone.rpartition("/")[2].partition(".")[0] in err
+        assert "VOC" in err
+        assert "http" in err  # where to get it
+        assert not (voc / "run").exists()
 
 
 def test_training_ends_where_nothing_can_be_learned(road, clip_file):

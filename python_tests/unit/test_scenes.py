@@ -171,10 +171,6 @@ def test_nothing_is_overwritten_or_guessed(tmp_path):
         make(tmp_path)
 
 
-def png(values):
-    return base64.b64encode(cv2.imencode(".png", np.asarray(values, np.uint8))[1]).decode()
-
-
 @pytest.mark.parametrize("place", ["inside", "beside", "other case", "decomposed"])
 def test_the_photo_is_beside_the_file_or_in_it(place, tmp_path):
     """However Windows wrote its path."""
@@ -185,10 +181,11 @@ def test_the_photo_is_beside_the_file_or_in_it(place, tmp_path):
         write(tmp_path, name, TRIANGLE, **content, imageHeight=None, imageWidth=None)
         if place == "inside":
             path = tmp_path / "polygons" / f"{name}.json"
-            path.write_text(json.dumps(json.loads(path.read_text()) | {"imageData": png(photo)}))
+            data = base64.b64encode(cv2.imencode(".png", photo)[1]).decode()
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"imageData": data}))
         else:
             stored = names.get(place, "É{}.png").format(name)
-            (tmp_path / "polygons" / stored).write_bytes(base64.b64decode(png(photo)))
+            cv2.imwrite(str(tmp_path / "polygons" / stored), photo)
     make(tmp_path)
     images = sorted((tmp_path / "out" / "images").iterdir())
     assert [cv2.imread(str(image)).shape for image in images] == [(40, 60, 3)] * 2
