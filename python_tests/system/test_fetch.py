@@ -349,7 +349,12 @@ def test_a_broken_connection_goes_on_by_itself(hub, again):
     assert left_behind() == [FILE, f"{FILE}.json"]
 
 
-def test_a_refused_transfer_says_what_is_kept(hub):
+def test_a_failed_transfer_says_what_is_kept(hub, monkeypatch):
+    with monkeypatch.context() as patch:
+        usage = type("Usage", (), {"free": 1_000_000})
+        patch.setattr(checkpoints.shutil, "disk_usage", lambda _: usage)
+        assert "Free some, or set ZSSEG_HOME" in failed(r"expected .* of free space")
+    assert hub.ranges() == []
     hub.body_status = 503
     assert "HTTP 503" in failed("expected to download")
     hub.body_status, hub.cut_after = 0, [1 << 20]
@@ -361,6 +366,12 @@ def test_a_refused_transfer_says_what_is_kept(hub):
     with pytest.raises(FetchError, match=r"HTTP 503.* after \d+ bytes, which are kept"):
         find(ThenRefuse())
     assert partial_file().stat().st_size > 0
+    partial_file().unlink()
+    hub.body_status = 0
+    with disk_with_room_for(1 << 20):
+        assert "set ZSSEG_HOME" in failed("cannot be written: File too large")
+    assert 0 < partial_file().stat().st_size <= 1 << 20
+    assert is_whole()
 
 
 @pytest.mark.parametrize(("served", "says"), [
@@ -407,7 +418,7 @@ def test_a_refusal_says_what_to_do_by_hand(hub, how, says):
     assert folder().is_dir()  # where the file belongs
 
 
-def test_without_a_server_the_way_by_hand_is_told(home, monkeypatch):
+def test_without_a_server_or_offline_the_way_by_hand_is_told(hub, offline, monkeypatch, caplog):
     with socket.socket() as taken:  # bound, not listening: connections are refused
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
@@ -415,14 +426,12 @@ def test_without_a_server_the_way_by_hand_is_told(home, monkeypatch):
         message = failed("no connection")
     assert f"http://127.0.0.1:{port}/{REPOSITORY}" in message
     assert "secret" not in message
-
-
-def test_offline_the_hub_is_not_asked(hub, offline, caplog):
+    use_endpoint(monkeypatch, hub.endpoint)
+    caplog.clear()
     offline("tiny-set")
     message = failed("HF_HUB_OFFLINE=1")
     assert f"put the file into {folder()}, then run this again" in message
-    assert hub.requests == []
-    assert caplog.records == []
+    assert (hub.requests, caplog.records) == ([], [])
 
 
 def digest():
@@ -461,20 +470,6 @@ def test_the_hugging_face_cache_is_used_where_it_is_sound(hub, tmp_path, sound):
     assert checkpoint.ours != sound
     assert bool(hub.requests) != sound
     assert sound or "is damaged and not used" in heard.lines[0]
-
-
-def test_too_little_space_is_told_before_the_download(hub, monkeypatch):
-    usage = type("Usage", (), {"free": 1_000_000})
-    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda _: usage)
-    assert "Free some, or set ZSSEG_HOME" in failed(r"expected .* of free space")
-    assert hub.ranges() == []
-
-
-def test_a_full_disk_keeps_what_came(hub):
-    with disk_with_room_for(1 << 20):
-        assert "set ZSSEG_HOME" in failed("cannot be written: File too large")
-    assert 0 < partial_file().stat().st_size <= 1 << 20
-    assert is_whole()
 
 
 def test_all_files_come_from_a_plain_address(hub, monkeypatch):
