@@ -7,7 +7,6 @@ GPU, is noted.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,32 +26,25 @@ NO_LAUNCHES = {"prim.device.default", "aten._unsafe_view.default", "aten.empty_l
 class Watch(TorchDispatchMode):
     """Notes launches, and copies between host and GPU; work on the host is done there for real."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
-        self.launched: list[str] = []
-        self.crossed: list[str] = []
+        self.launched, self.crossed = [], []
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         to_gpu = "cuda" in str(kwargs.get("device"))
         if not to_gpu and not any(isinstance(tensor, FakeTensor) for tensor in tensors):
             with unset_fake_temporarily():
                 return func(*args, **kwargs)
-        if "copy" in str(func) and self._crosses(tensors, kwargs):
+        places = {tensor.device.type for tensor in tensors}
+        if kwargs.get("device") is not None:
+            places.add(torch.device(kwargs["device"]).type)
+        if "copy" in str(func) and len(places) > 1:
             self.crossed.append(str(func))
         if not func.is_view and str(func) not in NO_LAUNCHES:
             self.launched.append(str(func))
         return func(*args, **kwargs)
-
-    @staticmethod
-    def _crosses(tensors: list[torch.Tensor], kwargs: Any) -> bool:
-        places = {tensor.device.type for tensor in tensors}
-        if kwargs.get("device") is not None:
-            places.add(torch.device(kwargs["device"]).type)
-        return len(places) > 1
 
 
 class FusedAttention(TorchFunctionMode):
@@ -61,20 +53,16 @@ class FusedAttention(TorchFunctionMode):
     On a machine without a GPU torch would take attention apart.
     """
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.calls = 0
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is not F.scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
-        q, k, v, *rest = args
-        mask = rest[0] if rest else None
-        for tensor in (q, k, v):
-            assert tensor.ndim == 4
-            assert tensor.dtype == q.dtype
+        q, _k, v, mask = (*args, None)[:4]
+        for tensor in args[:3]:
+            assert (tensor.ndim, tensor.dtype) == (4, q.dtype)
             assert tensor.stride(-1) == 1  # otherwise it is copied first
             assert tensor.shape[-1] <= 256
         if mask is not None:
@@ -89,7 +77,7 @@ class FusedAttention(TorchFunctionMode):
 class FakeRun:
     """A run of a graph."""
 
-    def __init__(self, path: Path, *, fused: bool = True, open_size: int = 5) -> None:
+    def __init__(self, path: Path, *, fused: bool = True) -> None:
         network = read_network(map_file(path))
         program = Program(network)
         self.num_fused = program.fuse_attention() if fused else 0
@@ -97,7 +85,7 @@ class FakeRun:
             program.place(DEVICE)
             feeds = {}
             for spec in network.inputs:
-                shape = [open_size if isinstance(size, str) else size for size in spec.shape]
+                shape = [5 if isinstance(size, str) else size for size in spec.shape]
                 dtype = getattr(torch, spec.dtype)
                 feeds[spec.name] = torch.empty(shape, device=DEVICE, dtype=dtype)
             with FusedAttention() as attentions, Watch() as watch:

@@ -20,17 +20,12 @@ PLAN_KEY = {
 }  # fmt: skip
 
 
-class Builder:
-    calls = 0
-
-    def __call__(self):
-        self.calls += 1
-        return Plan(data=b"plan bytes", report={"precision": "float16", "layers": []})
+BUILT = Plan(data=b"plan bytes", report={"precision": "float16", "layers": []})
 
 
 def test_a_cache_folder_that_is_a_file_is_a_warning(tmp_path, caplog):
     (tmp_path / "engines").write_text("in the way")
-    plan = PlanCache(tmp_path, PLAN_KEY).get_or_build(Builder())
+    plan = PlanCache(tmp_path, PLAN_KEY).get_or_build(lambda: BUILT)
     assert plan.data == b"plan bytes"
     assert plan.path is None
     assert "cannot write" in caplog.text
@@ -44,22 +39,23 @@ def test_a_failing_build_stores_nothing_and_frees_the_lock(tmp_path):
     with pytest.raises(RuntimeError, match="no"):
         PlanCache(tmp_path, PLAN_KEY).get_or_build(fail)
     assert {path.suffix for path in (tmp_path / "engines").glob("*")} <= {".lock"}
-    assert PlanCache(tmp_path, PLAN_KEY).get_or_build(Builder()).path is not None
+    assert PlanCache(tmp_path, PLAN_KEY).get_or_build(lambda: BUILT).path is not None
 
 
 def test_two_at_once_build_once(tmp_path, caplog):
     """One builds while the other waits for it."""
     caplog.set_level(logging.INFO)
-    builder = Builder()
+    builds = []
 
     def build():
         wait_until(lambda: "waiting for another process" in caplog.text)
-        return builder()
+        builds.append(1)
+        return BUILT
 
     with ThreadPoolExecutor(2) as pool:
         jobs = [pool.submit(PlanCache(tmp_path, PLAN_KEY).get_or_build, build) for _ in "ab"]
         assert [job.result(90).data for job in jobs] == [b"plan bytes"] * 2
-    assert builder.calls == 1
+    assert builds == [1]
 
 
 SAMPLE = "a" * 64
