@@ -14,7 +14,6 @@ from support.cuda_counts import count_captures, counts_reader
 from support.device_backend import device_backend
 from support.frame_kinds import on_device, open_engine, vocabulary
 from support.recordings import result, write
-from support.streams import write_video
 from zsseg_rt import Nv12Frame, ops
 from zsseg_rt.errors import CaptureError, CudaError
 from zsseg_rt.ops import core
@@ -119,6 +118,9 @@ def test_the_small_copy_of_a_frame_on_a_gpu_is_that_of_its_image(order):
 
 
 def test_every_sink_gets_every_frame_whatever_is_recorded_meanwhile(tmp_path, monkeypatch):
+    pytest.importorskip("cv2")
+    from support.streams import write_video
+
     placed, launched = device_backend(monkeypatch)[0], count_captures(monkeypatch)
     rng, count, shown = np.random.default_rng(0), 12, []
     videos = [

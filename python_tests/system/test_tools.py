@@ -15,7 +15,6 @@ from conftest import require_cuda
 from support.choice import ROOMS
 from support.command_line import python
 from support.host_backend import host_backend
-from tools.torture.__main__ import main as torture_command
 from zsseg_rt import ops
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -176,9 +175,11 @@ def test_torture_finds_crashes_hangs_memory_and_foreign_errors(tmp_path):
 
 @pytest.mark.parametrize("arguments", ["nothing", "--case 1", "--case 1 ops uris"])
 def test_a_wrong_call_of_torture_is_refused(arguments, monkeypatch, capsys):
+    from tools.torture.__main__ import main
+
     monkeypatch.setattr("sys.argv", ["torture", *arguments.split()])
     with pytest.raises(SystemExit, match="2"):
-        torture_command()
+        main()
     assert "error:" in capsys.readouterr().err
 
 

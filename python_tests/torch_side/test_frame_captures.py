@@ -11,9 +11,7 @@ from support.cuda_counts import count_captures
 from support.device_backend import device_backend
 from support.errors import refused
 from support.frame_kinds import assert_same, compared, frame, open_engine, vocabulary
-from support.golden_cat_seg import tiny_model
 from zsseg_rt.errors import CaptureError, ConfigError
-from zsseg_rt.export import export_bundle
 from zsseg_rt.ops import core
 from zsseg_rt.runtime import captures
 from zsseg_rt.runtime.families import aggregation
@@ -166,6 +164,10 @@ def test_the_first_frame_is_run_before_it_is_timed(monkeypatch):
 @pytest.mark.parametrize("count", [5, 8])
 def test_classes_in_parts_are_recorded_too(monkeypatch, placed, launched, tmp_path_factory, count):
     """Rows that fill a capture's size are in the last part."""
+    pytest.importorskip("onnx", reason="needs pip install '.[train]'")
+    from support.golden_cat_seg import tiny_model
+    from zsseg_rt.export import export_bundle
+
     monkeypatch.setattr(aggregation, "MOST_AT_ONCE", 3)
     path = tmp_path_factory.mktemp("parts") / "parts.zsseg"
     options = {"precisions": ("float32",), "text_encoder": None, "verify": False}

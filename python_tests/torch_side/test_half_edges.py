@@ -6,8 +6,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import onnx
 import pytest
+
+pytest.importorskip("cv2")
+pytest.importorskip("onnx")
+import onnx
 from onnx import TensorProto, helper
 
 from conftest import require_cuda
