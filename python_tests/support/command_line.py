@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -24,6 +28,25 @@ def python(*arguments: object, timeout=600, more_env=None, **settings):
         [sys.executable, *map(str, arguments)],
         capture_output=True, text=True, check=False, timeout=timeout, **settings,
     )  # fmt: skip
+
+
+@contextmanager
+def ctrl_c_once(condition: Callable[[], bool]) -> Iterator[None]:
+    """Interrupts the block as soon as a condition holds, also where tests ignore SIGINT."""
+    usual, ended = signal.signal(signal.SIGINT, signal.default_int_handler), threading.Event()
+
+    def interrupt() -> None:
+        while not condition() and not ended.wait(0.02):
+            pass
+        if not ended.is_set():
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    try:
+        yield
+    finally:
+        ended.set()
+        signal.signal(signal.SIGINT, usual)
 
 
 # Prints by how many MB the peak of a process's memory grew in a call, and the error that ended it.

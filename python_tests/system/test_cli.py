@@ -12,7 +12,6 @@ import stat
 import subprocess
 import sys
 import threading
-import time
 import unicodedata
 from dataclasses import fields
 from pathlib import Path
@@ -24,7 +23,7 @@ import typer
 
 import zsseg_rt
 from support.colour_words import COLOUR_WORDS, write_flags
-from support.command_line import python, run
+from support.command_line import ctrl_c_once, python, run
 from zsseg_rt import Engine, cli
 from zsseg_rt.bundles.pretrained import find_bundle
 from zsseg_rt.cli.options import flat_names, read_classes
@@ -436,24 +435,14 @@ def test_regions_can_be_skipped(flags):
 LIMIT = 60.0  # seconds, on a busy machine
 
 
-def test_an_interrupted_run_keeps_a_report_and_says_how_to_go_on(tmp_path):
+def test_an_interrupted_run_keeps_a_report_and_says_how_to_go_on(tmp_path, capsys):
     (tmp_path / "in").mkdir()
     for index in range(500):  # more photos than it will ever do
         (tmp_path / "in" / f"{index}.png").symlink_to(SCENES[0])
-    call = [sys.executable, "-m", "zsseg_rt", *SHOW, tmp_path / "in", "-o", tmp_path / "out",
-            "--json", tmp_path / "r.json", "--threads", "1"]  # fmt: skip
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  else some ignore it
-    journal, deadline = tmp_path / "out" / "zsseg_journal.jsonl", time.monotonic() + LIMIT
-    with subprocess.Popen(call, preexec_fn=heed, **pipes) as child:
-        try:
-            while not journal.is_file() and child.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.02)
-            child.send_signal(signal.SIGINT)
-            _, error = child.communicate(timeout=LIMIT)
-        finally:
-            child.kill()
-    assert child.returncode == 1, error
+    call = (*SHOW, tmp_path / "in", "-o", tmp_path / "out", "--json", tmp_path / "r.json")
+    with ctrl_c_once((tmp_path / "out" / "zsseg_journal.jsonl").is_file):
+        assert run(*call, "--threads", 1) == 1
+    error = capsys.readouterr().err
     assert "Traceback" not in error
     assert "of 500 photos are done. Add --resume to go on from there." in error.splitlines()[-1]
     report = json.loads((tmp_path / "r.json").read_text())

@@ -4,11 +4,8 @@ import gzip
 import hashlib
 import json
 import shutil
-import signal
 import socket
 import sys
-import threading
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -17,7 +14,7 @@ import numpy as np
 import pytest
 from huggingface_hub import constants
 
-from support.command_line import python, run
+from support.command_line import ctrl_c_once, python, run
 from support.errors import refused
 from support.full_disk import disk_with_room_for
 from support.hub_server import COMMIT, serve_hub
@@ -216,21 +213,10 @@ def hub(home, monkeypatch):
         yield server
 
 
-def test_from_the_hub_to_a_bundle_with_an_interruption(hub, monkeypatch, capsys):
+def test_from_the_hub_to_a_bundle_with_an_interruption(hub, capsys):
     place, hub.pause = checkpoint_folder(REPOSITORY), 0.05
-    usual = signal.signal(signal.SIGINT, signal.default_int_handler)  # some runs ignore it
-
-    def interrupt():
-        end = time.monotonic() + 200.0
-        while not any(p.stat().st_size for p in place.glob("*.partial")) and time.monotonic() < end:
-            time.sleep(0.02)
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-
-    threading.Thread(target=interrupt).start()
-    try:
+    with ctrl_c_once(lambda: any(p.stat().st_size for p in place.glob("*.partial"))):
         assert run("fetch", "tiny-set") == EXIT_FAILURE
-    finally:
-        signal.signal(signal.SIGINT, usual)
     assert capsys.readouterr().err.splitlines()[-1].endswith("To go on: zsseg-rt fetch tiny-set")
     assert not (place / FILE).exists()
     hub.pause = 0.0

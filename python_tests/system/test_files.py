@@ -191,17 +191,22 @@ def test_everything_is_on_the_disk_before_it_is_moved(tmp_path, monkeypatch, cod
         assert synced[-1] == tmp_path.name
 
 
-@pytest.mark.parametrize("kind", ["file", "folder", "loop", "link to a folder", "nothing"])
+ENTRIES = {
+    "file": Path.touch,
+    "folder": lambda path: (path / "deeper").mkdir(parents=True),
+    "loop": lambda path: path.symlink_to(path.name),
+    "pipe": os.mkfifo,
+    "link to a folder": lambda path: path.symlink_to("other"),
+    "nothing": lambda path: None,
+}
+
+
+@pytest.mark.parametrize("kind", ENTRIES)
 def test_remove_entry_takes_away_what_is_there_and_follows_no_link(tmp_path, kind):
     entry, other = tmp_path / "entry", tmp_path / "other"
     other.mkdir()
     (other / "kept").write_text("kept")
-    if kind == "file":
-        entry.write_text("x")
-    elif kind == "folder":
-        (entry / "deeper").mkdir(parents=True)
-    elif kind != "nothing":
-        entry.symlink_to(entry if kind == "loop" else other)
+    ENTRIES[kind](entry)
     remove_entry(entry)
     assert not os.path.lexists(entry)
     assert (other / "kept").read_text() == "kept"
@@ -243,15 +248,8 @@ def test_any_altered_byte_any_other_length_and_foreign_content_is_left_out(tmp_p
     places = range(len(content))
     altered = [content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :] for at in places]
     altered += [*(content[:length] for length in places), content + b"x"]
-    altered += [
-        b"[" * 200_000,
-        b'{"a": "\xff"}\n',
-        b"9" * 9999,
-        b"[]\nx",
-        b"null\n",
-        b'{"key": 1}\n',
-    ]
-    for other in altered:
+    foreign = [b"[" * 200_000, b'{"a": "\xff"}\n', b"9" * 9999, b"[]\nx", b"null\n"]
+    for other in (*altered, *foreign, b'{"key": 1}\n'):
         path.write_bytes(other)
         left_out(cache, path, caplog)
 
@@ -269,12 +267,7 @@ def test_an_entry_belongs_to_its_key_and_its_name(tmp_path, caplog):
 def test_what_is_no_file_makes_way(tmp_path, kind, caplog):
     cache, path = filled(tmp_path)
     path.unlink()
-    if kind == "folder":
-        (path / "deeper").mkdir(parents=True)
-    elif kind == "loop":
-        path.symlink_to(path.name)
-    else:
-        os.mkfifo(path)
+    ENTRIES[kind](path)
     left_out(cache, path, caplog)
 
 
