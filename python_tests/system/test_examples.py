@@ -8,7 +8,6 @@ import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -39,7 +38,13 @@ SAYS = {
     "webcam": ["frame ", " ms old: ", " labelled, "],
 }
 ELSEWHERE = {"counting_pixels", "own_encoder", "photo_folder", "hugging_face", "ros2_node"}
-NEEDS_A_SERVER = {"triton_latency"}
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ZSSEG_HOME", str(tmp_path / "home"))
+    return tmp_path
 
 
 def run(folder, *calls):
@@ -51,29 +56,19 @@ def run(folder, *calls):
     return done.stdout.split("\x1e")[1:]
 
 
-def test_every_example_is_run():
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == set(SAYS) | ELSEWHERE | NEEDS_A_SERVER
-    assert list(EXAMPLES.glob("*.ipynb")) == [NOTEBOOK]
-
-
-def test_examples_run(tmp_path):
+def test_every_example_is_listed_runs_and_helps_instead_of_starting_to_work(tmp_path):
+    names = sorted({*SAYS, *ELSEWHERE, "triton_latency"})  # that one needs a server
+    assert sorted(path.stem for path in EXAMPLES.glob("*.py")) == names
+    page = (EXAMPLES.parent / "python.md").read_text(encoding="utf-8")
+    listed = re.findall(r"\[`(\w+)`\]\(examples/\1\.\w+\)", page)
+    assert sorted(listed) == sorted([*names, NOTEBOOK.stem])
+    for name, said in zip(names, run(tmp_path, *((n, "--help") for n in names)), strict=True):
+        assert f"usage: {name}.py" in said
+    assert list(tmp_path.iterdir()) == []
     scenes = write_folder(tmp_path / "scenes", {"val": 8})
     printed = run(tmp_path, *((name, scenes)[: 1 + (name == "evaluation")] for name in SAYS))
     for (name, texts), said in zip(SAYS.items(), printed, strict=True):
         assert (name, [text for text in texts if text not in said]) == (name, [])
-
-
-def test_examples_help_instead_of_starting_to_work(tmp_path):
-    names = sorted({*SAYS, *ELSEWHERE, *NEEDS_A_SERVER})
-    for name, said in zip(names, run(tmp_path, *((n, "--help") for n in names)), strict=True):
-        assert f"usage: {name}.py" in said
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_python_page_lists_every_example():
-    page = (EXAMPLES.parent / "python.md").read_text(encoding="utf-8")
-    listed = re.findall(r"\[`(\w+)`\]\(examples/\1\.\w+\)", page)
-    assert sorted(listed) == sorted(path.stem for path in EXAMPLES.iterdir() if path.is_file())
 
 
 def test_photo_folder_leaves_out_what_is_no_photo(tmp_path):
@@ -83,8 +78,7 @@ def test_photo_folder_leaves_out_what_is_no_photo(tmp_path):
     (photos / "broken.jpg").write_bytes(b"no photo")
     (said,) = run(tmp_path, ("photo_folder", photos))
     assert "room.jpg: chair, dining table" in said
-    assert "left out: " in said
-    assert "broken.jpg" in said
+    assert re.search(r"left out: .*broken\.jpg", said, re.DOTALL)
     written = {path.name for path in (tmp_path / "labelled").iterdir()}
     assert written == {"room.jpg", "room.labels.png", "shares.csv"}
 
@@ -99,30 +93,27 @@ def test_counts_cover_every_frame(tmp_path):
     assert all(sum(map(int, row[2:])) == 64 * 48 for row in rows)
 
 
-def test_own_encoder_becomes_a_bundle(tmp_path, monkeypatch, capsys):
+def test_own_encoder_becomes_a_bundle(home, monkeypatch, capsys):
     pytest.importorskip("torch")
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["own_encoder.py"])
-    monkeypatch.setenv("ZSSEG_HOME", str(tmp_path / "home"))
     runpy.run_path(str(EXAMPLES / "own_encoder.py"), run_name="__main__")
     said = capsys.readouterr().out
     assert "agrees with the graph: True" in said
     assert [line.partition(":")[0] for line in said.splitlines()[-3:]] == ["grey", "red", "green"]
-    assert (tmp_path / "colours.jpg").stat().st_size > 1000
+    assert (home / "colours.jpg").stat().st_size > 1000
 
 
-def test_notebook_runs_and_holds_nothing_of_a_machine(tmp_path, monkeypatch):
+def test_notebook_runs_and_holds_nothing_of_a_machine(home):
+    assert list(EXAMPLES.glob("*.ipynb")) == [NOTEBOOK]
     text = NOTEBOOK.read_text(encoding="utf-8")
     assert not {"/home", "/root"} & set(re.findall(r"/\w+", text))
     cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
     assert len(cells) >= 6
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("ZSSEG_HOME", str(tmp_path / "home"))
     names = {}
     for cell in cells:
         exec(compile("".join(cell["source"]), cell["id"], "exec"), names)
-    assert (tmp_path / "mask.png").stat().st_size > 100
+    assert (home / "mask.png").stat().st_size > 100
 
 
 def test_hugging_face_labels_a_folder(tmp_path):
@@ -142,14 +133,12 @@ def test_hugging_face_labels_a_folder(tmp_path):
 class Ros:
     """Stands for rclpy's node and messages, as far as the example uses them."""
 
-    overrides: ClassVar = {}
-
     def __init__(self, *name, **fields):
         self.callbacks, self.published, self.errors = {}, [], []
         vars(self).update(fields)
 
     def declare_parameter(self, name, default):
-        return SimpleNamespace(value=self.overrides.get(name, default))
+        return SimpleNamespace(value=default)
 
     def create_publisher(self, kind, topic, qos):
         return SimpleNamespace(publish=lambda message: self.published.append((topic, message)))
@@ -184,8 +173,7 @@ def test_ros2_node_labels_and_renames(monkeypatch):
     rename = node.callbacks["parameters"]
     assert rename([SimpleNamespace(name="classes", value="cat, bus")]).successful
     assert json.loads(node.published[-1][1].data)["names"] == ["cat", "bus"]
-    refused = rename([SimpleNamespace(name="classes", value="cat, cat")])
-    assert not refused.successful
+    assert not rename([SimpleNamespace(name="classes", value="cat, cat")]).successful
     image.encoding = "yuv422"
     node.callbacks["image"](image)
     assert "yuv422" in node.errors[0]

@@ -37,21 +37,19 @@ def ask(tmp_path_factory):
     """A function that sends a frame to a running server and gets labels and names."""
     folder = tmp_path_factory.mktemp("triton")
     write_triton_model(Bundle.demo("scenes"), folder / "repository", name="demo", classes=DEFAULT)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        place = f"127.0.0.1:{free.getsockname()[1]}"
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
     call = [os.environ["ZSSEG_TRITON_SERVER"], f"--model-repository={folder / 'repository'}"]
-    call += [f"--http-port={place.rpartition(':')[2]}", "--http-address=127.0.0.1"]
+    call += [f"--http-port={port}", "--http-address=127.0.0.1"]
     call += ["--allow-grpc=false", "--allow-metrics=false"]
     if backends := os.environ.get("ZSSEG_TRITON_BACKENDS"):
         call.append(f"--backend-directory={backends}")
-    environment = dict(os.environ)
-    if libraries := os.environ.get("ZSSEG_TRITON_LIBRARIES"):
-        environment["LD_LIBRARY_PATH"] = libraries
+    libraries = os.environ.get("ZSSEG_TRITON_LIBRARIES")
+    environment = os.environ | ({"LD_LIBRARY_PATH": libraries} if libraries else {})
     process = subprocess.Popen(call, env=environment, start_new_session=True)
     try:
-        wait_until_ready(f"http://{place}/v2/health/ready", process)
-        with client.InferenceServerClient(place) as connection:
+        wait_until_ready(f"http://127.0.0.1:{port}/v2/health/ready", process)
+        with client.InferenceServerClient(f"127.0.0.1:{port}") as connection:
             yield lambda *question: infer(connection, *question)
     finally:
         process.send_signal(signal.SIGINT)
@@ -87,7 +85,7 @@ def labels_of(engine, frame, names):
     return engine.segment(frame).labels
 
 
-def test_requests_change_classes_and_sizes(ask):
+def test_requests_change_classes_and_sizes_and_errors_are_survived(ask):
     frame = read_photo(demo_photos("scenes")[0])
     with Engine(Bundle.demo("scenes"), EngineConfig(device="cpu")) as engine:
         default = labels_of(engine, frame, DEFAULT)
@@ -101,10 +99,6 @@ def test_requests_change_classes_and_sizes(ask):
         for height, width in ((1, 1), (719, 1281)):
             image = np.resize(frame, (height, width, 3))
             np.testing.assert_array_equal(ask(image)[0], labels_of(engine, image, DEFAULT))
-
-
-def test_errors_are_said_and_survived(ask):
-    frame = read_photo(demo_photos("scenes")[0])
     for question, message in (
         ((frame, []), "at least one class"),
         ((frame, ["a\x00b"]), "plain"),
