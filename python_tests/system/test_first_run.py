@@ -20,7 +20,6 @@ from zsseg_rt.cli import main  # noqa: E402
 from zsseg_rt.errors import CheckpointError, VocabularyError  # noqa: E402
 from zsseg_rt.evaluation.evaluate import evaluate  # noqa: E402
 from zsseg_rt.models import create_model  # noqa: E402
-from zsseg_rt.models.clip.weights import build_text_encoder, load_clip  # noqa: E402
 from zsseg_rt.torch_files.clip_arrays import read_shipped  # noqa: E402
 from zsseg_rt.training.assembly import train  # noqa: E402
 from zsseg_rt.training.class_embeddings import embed_phrases  # noqa: E402
@@ -37,6 +36,9 @@ def test_one_command_trains_exports_and_draws(tmp_path, monkeypatch, capsys):
     settings = [part for change in SHORT for part in ("--set", change)]
     assert main(["train", "--demo"]) == 1
     assert "python -m tools.scenes scenes" in capsys.readouterr().err
+    for arguments, message in ((["--demo", "--config", "demo"], "got both"), ([], "got neither")):
+        assert main(["train", *arguments]) == 2
+        assert message in capsys.readouterr().err
     assert draw_scenes(["scenes", "--length", "2"]) == 0
     assert main(["train", "--demo", *settings]) == 0
     out, err = capsys.readouterr()
@@ -56,24 +58,12 @@ def test_one_command_trains_exports_and_draws(tmp_path, monkeypatch, capsys):
             engine.set_classes(["zebra"])
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"), [(["--demo", "--config", "demo"], "got both"), ([], "got neither")]
-)
-def test_demo_and_config_exclude_each_other(arguments, message, capsys):
-    assert main(["train", *arguments]) == 2
-    assert message in capsys.readouterr().err
-
-
-def test_the_clip_that_ships_knows_its_world():
+def test_the_clip_that_ships_knows_its_world_and_leaves_out_other_words(caplog):
     model = create_model("dense_clip", pretrained="demo", head="maskclip")
-    embeds = embed_phrases(model.text_encoder, CLASS_NAMES, TEMPLATES)
-    segmenter = TorchSegmenter(model, CLASS_NAMES, embeds)
+    encoder = model.text_encoder
+    segmenter = TorchSegmenter(model, CLASS_NAMES, embed_phrases(encoder, CLASS_NAMES, TEMPLATES))
     scores = evaluate(segmenter, SceneDataset("val", length=6)).scores
     assert scores.pixel_accuracy > 0.25  # 0.44 on 200 scenes; guessing 28 classes has 0.04
-
-
-def test_words_that_the_clip_never_saw_are_refused(caplog):
-    encoder = build_text_encoder(load_clip("demo"))
     with refused(VocabularyError, "class_names"):
         embed_phrases(encoder, ["a zebra"], TEMPLATES)
     both = embed_phrases(encoder, ["red zebra ball", "red ball"], TEMPLATES)
@@ -93,15 +83,9 @@ def test_a_damaged_packed_clip_is_refused(tmp_path):
 def test_export_remarks_on_a_model_of_one_class(tmp_path, caplog):
     clip = save_clip(tmp_path / "tiny.safetensors")
     options = {"pretrained": str(clip), "activation": "quick_gelu", "image_size": 64}
-    config = TrainConfig.from_dict(
-        {
-            **TABLES,
-            "model": {"options": options | {"num_prompts": 2}},
-            "evaluation": {"limit": 2},
-            "output": {"folder": str(tmp_path / "run")},
-        }
-    )
-    measured = train(config).metrics["top class"]
+    own = {"evaluation": {"limit": 2}, "output": {"folder": str(tmp_path / "run")}}
+    own["model"] = {"options": options | {"num_prompts": 2}}
+    measured = train(TrainConfig.from_dict(TABLES | own)).metrics["top class"]
     assert 0 < measured <= 100
     path = tmp_path / "run" / "evaluations.json"
     report = json.loads(path.read_text())
