@@ -28,14 +28,18 @@ SOUND = {
     "preprocess": {"frame": u1(4, 5, 3), "size_hw": (2, 3), **UNIT},
     "relationship_descriptor": {
         "cls_embed": f4(1, 4), "text_embeds": f4(3, 4), "weight": f4(5, 8), "bias": f4(5),
+        "text_queries": f4(3, 5),
     },
     "relationship_descriptor_text": {
         "text_embeds": f4(3, 4), "weight": f4(5, 8), "bias": f4(5),
     },
     "patch_text_similarity": {"patch_embeds": f4(2, 3, 4), "text_embeds": f4(5, 4)},
-    "upsample_argmax": {"logits": f4(1, 4, 3, 3), "out_hw": (6, 6)},
+    "upsample_argmax": {
+        "logits": f4(1, 4, 3, 3), "out_hw": (6, 6), "seen": as_type(bool, 4),
+    },
     "upsample_argmax_overlay": {
         "logits": f4(1, 4, 6, 5), "frame": u1(6, 8, 3), "palette": u1(4, 3),
+        "seen": as_type(bool, 4), "label_table": as_type("u2", 4), "picture": u1(6, 8, 3),
     },
     "overlay": {"frame": u1(4, 5, 3), "labels": as_type("u2", 4, 5), "palette": u1(3, 3)},
     "ink": {
@@ -56,22 +60,15 @@ SOUND = {
     },
     "label_regions": {
         "mask_logits": f4(3, 4, 5), "class_scores": f4(4, 3), "canvas_hw": (8, 8), "out_hw": (5, 5),
+        "bias": f4(4),
     },
-}  # fmt: skip
-OPTIONAL = {
-    "relationship_descriptor": {"text_queries": f4(3, 5)},
-    "upsample_argmax": {"seen": as_type(bool, 4)},
-    "upsample_argmax_overlay": {
-        "seen": as_type(bool, 4), "label_table": as_type("u2", 4), "picture": u1(6, 8, 3),
-    },
-    "label_regions": {"bias": f4(4)},
 }  # fmt: skip
 PAIRED = ("upsample_argmax", "upsample_argmax_overlay", "label_regions")
 
 
 def arrays_and_settings(name):
-    """A sound call's arrays, with all that may be given and what it writes, and its settings."""
-    call = SOUND[name] | OPTIONAL.get(name, {})
+    """A sound call's arrays, with what it writes, and its settings."""
+    call = SOUND[name]
     arrays = {key: value for key, value in call.items() if isinstance(value, np.ndarray)}
     settings = {key: value for key, value in call.items() if key not in arrays}
     if name not in (*PAIRED, "ink"):

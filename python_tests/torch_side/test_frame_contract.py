@@ -29,7 +29,6 @@ from support.frame_kinds import (
 from support.host_backend import host_backend
 from zsseg_rt import Bundle, FrameMemory
 from zsseg_rt.runtime import captures
-from zsseg_rt.runtime.workspace import StageClock
 
 # In how many parts a frame is recorded: the host looks at something before each but the first.
 PARTS = {"descriptor": 1, "dense": 1, "segment_tokens": 1, "aggregation": 2, "proposals": 3}
@@ -176,6 +175,9 @@ def cases():
         case = Case(bundle, [(words(9), frames())], PARTS[bundle], backend={"foreign": True})
         yield "arrays of another library", case
     yield "9 names", Case("aggregation", [(words(9), frames())], 1, 3)
+    for kind in ("RGB on the GPU", "planes on the GPU"):  # classes on the host are drawn there
+        steps = [(words(6, synonyms=True), overlays(kind))]
+        yield f"synonyms on {kind}", Case("segment_tokens", steps, backend={"foreign": True})
     yield "kinds in turns", Case("descriptor", [(words(5), kinds_in_turns)], 1, 7)
     parts = Case("proposals", [(words(9), frames(3))], most_captures=2)
     yield "more parts than are kept", parts
@@ -259,19 +261,6 @@ def test_labels_on_a_gpu_are_the_cpu_s(monkeypatch, bundle, session_kind, settin
         assert same.mean() > 0.995
         np.testing.assert_allclose(gpu["scores"][same], cpu["scores"][same], atol=2e-4)
         assert gpu["stages"] | {"check"} == cpu["stages"] | {"check"}  # part of another kernel
-
-
-@pytest.mark.needs_cuda
-def test_labels_that_become_classes_on_the_host_are_drawn_there(monkeypatch):
-    require_cuda()
-    marks = []
-    monkeypatch.setattr(StageClock, "mark", lambda self, stage: marks.append(stage))
-    with open_engine("segment_tokens", host_backend(monkeypatch, "foreign arrays")) as engine:
-        engine.set_classes([["name 0", "name 3"], "name 1"])
-        for kind in ("RGB on the GPU", "planes on the GPU"):
-            result = label(engine, kind, 1, alpha=0.5)
-            assert_same(result, label(engine, kind, 1, alpha=0.5, as_pixels=True))
-    assert marks.count("results") == 4  # once in every frame
 
 
 # --- without a GPU --------------------------------------------------------------------------------
