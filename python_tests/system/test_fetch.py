@@ -7,24 +7,47 @@ import shutil
 import socket
 import sys
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 
 import huggingface_hub
 import numpy as np
 import pytest
 from huggingface_hub import constants
+from safetensors.torch import save
 
+from support import tiny
 from support.command_line import ctrl_c_once, python, run
 from support.errors import refused
 from support.full_disk import disk_with_room_for
 from support.hub_server import COMMIT, serve_hub
-from support.tiny_set import FILE, KEY, REPOSITORY, tiny_set, weights_file
 from zsseg_rt import Bundle, Engine, EngineConfig
-from zsseg_rt.bundles.pretrained import RECOMMENDED, bundle_place, checkpoint_folder
+from zsseg_rt.bundles.pretrained import (
+    RECOMMENDED,
+    PretrainedSet,
+    bundle_place,
+    checkpoint_folder,
+)
 from zsseg_rt.cli.output import EXIT_FAILURE, EXIT_OK, EXIT_USAGE
 from zsseg_rt.errors import ArgumentError, BackendUnavailableError, BundleError, FetchError
 from zsseg_rt.fetch import SETS, Progress, bundles, checkpoints, fetch_bundle
 from zsseg_rt.fetch.checkpoints import find_checkpoints
+
+SIZES = tiny.TinySizes(num_layers=2, text_vocab=49408, text_length=77)
+FILE, REPOSITORY = "open_clip_model.safetensors", "someone/tiny-clip"
+KEY = f"{REPOSITORY}/{FILE}"
+TINY_SET = PretrainedSet(
+    name="tiny-set", repository=REPOSITORY, clip="ViT-tiny", tag="made_on_the_spot", head="naclip",
+    num_parameters=sum(value.numel() for value in tiny.clip_state_dict(SIZES).values()), size=64,
+    activation="quick_gelu", licence="none", good_for="tests",
+)  # fmt: skip
+
+
+@cache
+def weights_file(salt="", num_layers=SIZES.num_layers):
+    """As the hub has them."""
+    tensors = tiny.clip_state_dict(replace(SIZES, num_layers=num_layers), salt)
+    return save({key: value.contiguous() for key, value in tensors.items()})
 
 
 def by_hand(home):
@@ -47,7 +70,7 @@ def home(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1 << 16)
     getattr(huggingface_hub, "close_session", lambda: None)()
-    monkeypatch.setitem(SETS, "tiny-set", tiny_set())
+    monkeypatch.setitem(SETS, "tiny-set", TINY_SET)
     monkeypatch.chdir(tmp_path)
     return tmp_path / "home"
 
@@ -277,7 +300,7 @@ class Heard(Progress):
 
 
 def find(heard=None, **pins):
-    (checkpoint,) = find_checkpoints(replace(tiny_set(), **pins), heard or Heard())
+    (checkpoint,) = find_checkpoints(replace(TINY_SET, **pins), heard or Heard())
     return checkpoint
 
 
@@ -461,7 +484,7 @@ def test_the_hugging_face_cache_is_used_where_it_is_sound(hub, tmp_path, sound):
 def test_all_files_come_from_a_plain_address(hub, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_of_the_hub_alone")
     hub.plain = {"/data/v2/vision.npz": b"v" * 300_000, "/data/v1/pieces.model": b"p" * 1000}
-    entry = replace(tiny_set(), repository=f"{hub.endpoint}/data",
+    entry = replace(TINY_SET, repository=f"{hub.endpoint}/data",
                     files=("v2/vision.npz", "v1/pieces.model"))  # fmt: skip
     heard = Heard()
     hub.cut_after = [100_000]  # a broken download goes on

@@ -293,7 +293,7 @@ def test_the_engine_on_a_gpu_is_measured(monkeypatch, tmp_path, capsys):
     )  # fmt: skip
     model, bundle = engine.build_model("tiny"), tmp_path / "tiny.zsseg"
     engine.export(model, bundle)
-    report = engine.run(bundle, setting, lambda: model, lambda report: json.dumps(report))
+    report = engine.run(bundle, setting, lambda: model, json.dumps)
     assert (list(report["opened"]), list(report["missing"])) == (["float32"], ["int8"])
     assert (report["failed"], [case["classes"] for case in report["cases"]]) == ({}, [5, 300])
     for case in report["cases"]:

@@ -20,8 +20,8 @@ from benchmarks.papers.protocol import papers, read_protocol
 from support import tiny, tiny_zegformer
 from support.cells import dense_bundle
 from support.command_line import run as command
-from support.dataset_trees import build_voc, listing, mask, photo
 from support.errors import refused
+from support.small_runs import build_voc, listing, mask, photo
 from tools.scenes import CLASS_NAMES, SEEN, SceneDataset, words_of_world
 from tools.studies import clip_pretraining, compare_systems
 from tools.studies.make_demo import DemoConfig, train_demo, write_demo

@@ -65,24 +65,22 @@ STORED = Path(__file__).parents[1] / "bundles" / "v1"
 INT8 = EngineConfig(device="cpu", precision="int8", use_cache=False)
 
 
-class FewScenes(SceneDataset):
-    """The first scenes with their masks; with ``blank``, nothing is annotated."""
-
-    def __init__(self, count, blank=False):
-        super().__init__("val", length=count)
-        self.blank = blank
+class BlankScenes(SceneDataset):
+    """Nothing of them is annotated."""
 
     def __getitem__(self, index):
         sample = super().__getitem__(index)
-        nothing = np.full_like(sample.labels, self.ignore_label)
-        return replace(sample, labels=nothing) if self.blank else sample
+        return replace(sample, labels=np.full_like(sample.labels, self.ignore_label))
+
+
+def few_scenes(count, kind=SceneDataset):
+    return kind("val", length=count)
 
 
 def quantise(out, photos, *, bundle=None, names=None, dataset=None, **settings):
-    return quantize_bundle(
-        bundle or Bundle.demo("scenes"), out, photos, names or demo_classes("scenes"),
-        QuantizeSettings(**settings), dataset=dataset,
-    )  # fmt: skip
+    names = names or (split_synonyms(dataset.class_names) if dataset else demo_classes("scenes"))
+    bundle, settings = bundle or Bundle.demo("scenes"), QuantizeSettings(**settings)
+    return quantize_bundle(bundle, out, photos, names, settings, dataset=dataset)
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +229,7 @@ def test_the_command_prints_what_info_repeats(photos, tmp_path, capsys):
 
 @pytest.mark.usefixtures("vnni")
 def test_what_cannot_be_quantised_is_refused(photos, quantised_in, tmp_path):
-    demo, out, data = Bundle.demo("scenes"), tmp_path / "new.zsseg", FewScenes(8)
+    demo, out, data = Bundle.demo("scenes"), tmp_path / "new.zsseg", few_scenes(8)
     empty, few, broken = (tmp_path / name for name in ("empty", "few", "broken"))
     empty.mkdir()
     few.mkdir()
@@ -245,7 +243,7 @@ def test_what_cannot_be_quantised_is_refused(photos, quantised_in, tmp_path):
         name: {"float32": row.get("fp8", row["float32"])} for name, row in stored.graphs.items()
     }
     segments = Bundle.load(STORED / "segment_tokens.zsseg")  # whose segments are hard
-    masks = {"photos": None, "names": names_of(data), "dataset": data}
+    masks = {"photos": None, "dataset": data}
     for error, words, changes in (
         (SourceError, (None,), {"photos": empty}),
         (ArgumentError, ("photos", "8", "1"), {"photos": few}),
@@ -256,8 +254,8 @@ def test_what_cannot_be_quantised_is_refused(photos, quantised_in, tmp_path):
         (ArgumentError, ("bundle",), {"bundle": replace(stored, graphs=already)}),
         (ArgumentError, ("class_names", "two", "1"), {"names": ["sky"]}),
         (ArgumentError, ("class_names", "1"), masks | {"names": ["sky"]}),
-        (ArgumentError, ("dataset", "8", "7"), masks | {"dataset": FewScenes(7)}),
-        (ArgumentError, ("dataset", "class"), masks | {"dataset": FewScenes(8, blank=True)}),
+        (ArgumentError, ("dataset", "8", "7"), masks | {"dataset": few_scenes(7)}),
+        (ArgumentError, ("dataset", "class"), masks | {"dataset": few_scenes(8, BlankScenes)}),
         (ArgumentError, ("photos", "neither"), {"photos": None}),
         (ArgumentError, ("precision",), {"precision": "int4"}),
         (ArgumentError, ("min_agreement",), {"min_agreement": 0.0}),
@@ -399,10 +397,6 @@ def test_the_head_that_the_classes_use(photos, tmp_path):
 # --- where masks are given: mIoU of all, seen and unseen classes ----------------------------------
 
 
-def names_of(dataset):
-    return split_synonyms(dataset.class_names)
-
-
 def miou(bundle, precision, loaders, dataset):
     """Measured apart from the code under test: an engine as users open it, picture by picture."""
     counts = ConfusionMatrix(len(dataset.class_names), ignore_label=dataset.ignore_label)
@@ -418,8 +412,8 @@ def miou(bundle, precision, loaders, dataset):
 
 @needs_vnni
 def test_a_bundle_holds_what_it_loses_on_masks(photos, tmp_path, capsys):
-    data, out = FewScenes(16), tmp_path / "small.zsseg"
-    report = quantise(out, None, names=names_of(data), dataset=data)
+    data, out = few_scenes(16), tmp_path / "small.zsseg"
+    report = quantise(out, None, dataset=data)
     bundle = Bundle.load(out)
     spec, measured = bundle.quantization["int8"], choose_images(None, data).measured
     assert spec == report.spec
@@ -432,7 +426,7 @@ def test_a_bundle_holds_what_it_loses_on_masks(photos, tmp_path, capsys):
     assert run("info", out) == 0
     shown = f"mIoU {masks.float32['mIoU']:.2f} -> {masks.narrow['mIoU']:.2f}"
     assert shown in capsys.readouterr().out
-    both = choose_images(photos, FewScenes(3))  # photos give ranges, the data set figures
+    both = choose_images(photos, few_scenes(3))  # photos give ranges, the data set figures
     assert {load().labels.size > 0 for load in both.measured} == {True}
     assert {load().labels.size > 0 for load in both.ranged} == {False}
     assert (len(both.ranged), len(both.measured)) == (8, 3)
@@ -461,9 +455,9 @@ def test_a_bundle_is_written_where_few_points_are_lost(tmp_path, monkeypatch):
         return Agreement(clear=1.0, everywhere=0.9, miou=lower)
 
     monkeypatch.setattr(quantizing, "measure", measure)
-    data, out = FewScenes(8), tmp_path / "new.zsseg"
+    data, out = few_scenes(8), tmp_path / "new.zsseg"
     for most in (0.5, 0.7):
-        report = quantise(out, None, names=names_of(data), dataset=data, max_miou_loss=most)
+        report = quantise(out, None, dataset=data, max_miou_loss=most)
         assert report.spec.passed == out.exists() == (most == 0.7)
         assert report.spec.masks.lost["mIoU"] == pytest.approx(0.6)
     assert Bundle.load(out).quantization["int8"].masks.most == 0.7

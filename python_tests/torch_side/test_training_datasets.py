@@ -9,7 +9,9 @@ from PIL import Image
 pytest.importorskip("accelerate")
 
 from support.command_line import run
-from support.dataset_trees import (
+from support.errors import refused
+from support.picture_files import BOMBS
+from support.small_runs import (
     BUILDERS,
     build_cocostuff,
     build_voc,
@@ -17,10 +19,8 @@ from support.dataset_trees import (
     mask,
     photo,
     rows_of,
+    settings,
 )
-from support.errors import refused
-from support.picture_files import BOMBS
-from support.small_runs import settings
 from zsseg_rt.errors import ArgumentError, DatasetError
 from zsseg_rt.evaluation.datasets import DATASETS, SegmentationDataset, create_dataset
 from zsseg_rt.evaluation.datasets.files import read_colour_mask, read_mask, read_picture

@@ -19,9 +19,8 @@ from safetensors.torch import load_file, save_file
 pytest.importorskip("accelerate")
 
 from support import tiny, tiny_zegformer
-from support.dataset_trees import photo
 from support.errors import refused
-from support.small_runs import SIZES, STUDENT, TABLES
+from support.small_runs import SIZES, STUDENT, TABLES, photo
 from support.toy_training import alike
 from tools.scenes.words import CLASS_NAMES, SEEN
 from tools.studies.compare_systems import Comparison
@@ -32,13 +31,7 @@ from zsseg_rt.errors import ArgumentError, CheckpointError, DatasetError, Vocabu
 from zsseg_rt.models.cat_seg.model import AggregatorConfig, ClassAttention
 from zsseg_rt.models.registry import find_builder
 from zsseg_rt.torch_files.clip_arrays import OPENAI_FILES
-from zsseg_rt.training.assembly import (
-    assemble,
-    build_augmentation,
-    build_model,
-    text_space,
-    train,
-)
+from zsseg_rt.training.assembly import assemble, build_augmentation, build_model, text_space, train
 from zsseg_rt.training.class_embeddings import class_embeddings, embed_phrases
 from zsseg_rt.training.config import (
     DataConfig,
@@ -439,12 +432,9 @@ def test_a_run_is_resumed_with_its_teacher_whose_weights_it_does_not_hold(clip_f
     assert load_trained(checkpoint).config.embed_dim == weights["visual.proj"].shape[1]
 
 
-def unit_rows(rows):
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-
 def test_bank_gives_rows_by_name_and_averages_synonyms_or_is_named(tmp_path):
-    rows = unit_rows(tiny.text_embeds(4, 8).numpy())
+    rows = tiny.text_embeds(4, 8).numpy()
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     bank, names = tmp_path / "rows.npy", tmp_path / "names.txt"
     np.save(bank, 3 * rows)  # of any norm
     whole = bank.read_bytes()
@@ -453,8 +443,9 @@ def test_bank_gives_rows_by_name_and_averages_synonyms_or_is_named(tmp_path):
     embeddings = class_embeddings(["car, automobile", "tree", "road, street"], config)
     assert embeddings.phrases == ("car", "automobile", "tree", "road", "street")
     np.testing.assert_allclose(embeddings.phrase_embeds, rows[[1, 2, 0, 3, 3]], atol=1e-6)
-    mean = unit_rows(rows[1:2] + rows[2:3])
-    np.testing.assert_allclose(embeddings.class_embeds[:1], mean, atol=1e-6)
+    mean = rows[1] + rows[2]
+    expected = mean / np.linalg.norm(mean)
+    np.testing.assert_allclose(embeddings.class_embeds[0], expected, atol=1e-6)
     with refused(VocabularyError, "text.bank"):
         class_embeddings(["car", "boat"], config)
     np.save(bank, [["a"]])
