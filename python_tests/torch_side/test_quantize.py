@@ -1,12 +1,9 @@
 """Bundles in INT8 and FP8: written where they agree with float32 on pictures, else refused."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
+import tempfile
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -527,27 +524,20 @@ def test_processors_and_the_place_are_checked_first(tmp_path, capsys, monkeypatc
     assert capsys.readouterr().err.startswith("zsseg-rt: --dataset: expected one of ade20k, ")
 
 
-def test_an_interrupted_command_leaves_nothing(tmp_path):
-    scratch, place = tmp_path / "scratch", tmp_path / "out"
+def test_an_interrupted_command_leaves_nothing(photos, tmp_path, monkeypatch, capsys):
+    scratch, place, there = tmp_path / "scratch", tmp_path / "out", []
     scratch.mkdir()
     place.mkdir()
-    # so many that a signal comes before the last was measured
-    photos = write_folder(tmp_path, {"val": 128}) / "images/val"
-    command = ("quantize", "demo-scenes", "--photos", photos, "--precision", "fp8")
+
+    def interrupt(*_):
+        there.extend(scratch.glob(".quantize-*/*/*.onnx"))
+        signal.raise_signal(signal.SIGTERM)  # which is as Ctrl-C
+
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    monkeypatch.setattr(quantizing, "measure", interrupt)
     written = ("--out", place / "x.zsseg", "--json", place / "report.json")
-    child = subprocess.Popen(
-        [sys.executable, "-m", "zsseg_rt", *command, *written],
-        env=os.environ | {"TMPDIR": str(scratch)}, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    end = time.monotonic() + 120.0
-    # Ranges are chosen: nothing is imported any more, which a signal could look like.
-    while not any(scratch.glob(".quantize-*/*/*")):
-        assert child.poll() is None, child.communicate()
-        assert time.monotonic() < end
-        time.sleep(0.02)
-    child.send_signal(signal.SIGTERM)  # which is as Ctrl-C
-    _, error = child.communicate(timeout=120.0)
-    assert child.returncode == 1
-    assert error.splitlines()[-1] == "zsseg-rt: interrupted; nothing half-written was left"
-    assert not list(place.iterdir())
-    assert not list(scratch.glob(".quantize-*"))
+    assert run("quantize", "demo-scenes", "--photos", photos, "--precision", "fp8", *written) == 1
+    message = "zsseg-rt: interrupted; nothing half-written was left"
+    assert capsys.readouterr().err.splitlines()[-1] == message
+    assert there
+    assert not [*place.iterdir(), *scratch.iterdir()]

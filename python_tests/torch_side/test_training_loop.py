@@ -188,6 +188,13 @@ def test_nan_loss_stops_and_names_pictures_terms_and_checkpoint(tmp_path):
     with pytest.raises(TrainingError, match="in step 5 for the images picture-16"):
         train(tmp_path / "late", ToyTask(bad_image="picture-17"), source=source, config=settings)
     assert len(started) == 6  # a step's losses are read once the next one runs
+    with refused(TrainingError, "loss"):
+        train(tmp_path / "saving", ToyTask(bad_image="picture-9"))  # in the step of a checkpoint
+    task = ToyTask()
+    task.register_buffer("broken", torch.tensor([0.0, float("inf")]))
+    with refused(TrainingError, "weights"):
+        train(tmp_path / "saving", task)
+    assert CheckpointFolder(tmp_path / "saving" / "checkpoints").steps() == []
 
 
 def test_cudnn_is_given_back_and_left_alone_otherwise():
@@ -196,16 +203,6 @@ def test_cudnn_is_given_back_and_left_alone_otherwise():
         with determinism(True):
             assert not any((cudnn.benchmark, cudnn.enabled, cudnn.allow_tf32))
         assert cudnn.benchmark
-
-
-def test_what_is_not_finite_is_not_saved(tmp_path):
-    with refused(TrainingError, "loss"):
-        train(tmp_path, ToyTask(bad_image="picture-9"))  # in the step of a checkpoint
-    task = ToyTask()
-    task.register_buffer("broken", torch.tensor([0.0, float("inf")]))
-    with refused(TrainingError, "weights"):
-        train(tmp_path, task)
-    assert CheckpointFolder(tmp_path / "checkpoints").steps() == []
 
 
 @pytest.mark.parametrize("size", [8_000, 16_000])
