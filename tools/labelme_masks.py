@@ -96,13 +96,13 @@ def convert(polygons: Path, out: Path, *, rest: str, classes: str, val: float) -
     stems = [photo.photo.stem for photo in photos]
     if len(set(stems)) < len(stems):
         raise DatasetError(f"{polygons}: expected photos with different names")
+    # All before anything is written
+    masks = [cv2.imencode(".png", draw(photo, names, rest))[1].tobytes() for photo in photos]
     for part in ("images", "masks"):
         (out / part).mkdir(parents=True)
-    for photo in photos:
-        mask = draw(photo, names, rest)
+    for photo, mask in zip(photos, masks, strict=True):
         write_whole(out / "images" / photo.photo.name, photo.content)
-        data = cv2.imencode(".png", mask)[1].tobytes()
-        write_whole(out / "masks" / f"{photo.photo.stem}.png", data)
+        write_whole(out / "masks" / f"{photo.photo.stem}.png", mask)
     first_val = min(len(stems) - 1, max(1, round(len(stems) * (1 - val))))
     lists = {"classes": names, "train": stems[:first_val], "val": stems[first_val:]}
     for name, lines in lists.items():

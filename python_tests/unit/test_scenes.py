@@ -155,6 +155,7 @@ def test_damaged_files_are_named(tmp_path, changes, named):
     write(tmp_path, "b", **({"shapes": TRIANGLE} | changes))
     with refused(DatasetError, None, named):
         make(tmp_path)
+    assert not (tmp_path / "out").exists()
 
 
 def test_nothing_is_overwritten_or_guessed(tmp_path):
