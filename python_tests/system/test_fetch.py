@@ -109,6 +109,8 @@ def test_the_bundle_is_found_by_name_and_says_where_it_comes_from(home, monkeypa
     monkeypatch.setattr(bundles, "find_checkpoints", None)  # another fetch downloads nothing
     assert run("fetch", "tiny-set") == EXIT_OK
     assert "tiny-set is here already" in capsys.readouterr().out
+    assert run("fetch") == EXIT_OK
+    assert "tiny-set  (here)\n" in capsys.readouterr().out
     (graph, *_) = bundle_place("tiny-set").glob("image_encoder*")
     graph.write_bytes(graph.read_bytes()[:-1])
     with refused(FetchError, None, "--overwrite"):
