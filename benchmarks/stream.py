@@ -159,7 +159,7 @@ def ages_of_a_stream(engine: Any, url: str, seconds: float) -> dict[str, Any]:
 
 def slow_ages(frames: Iterator[Any], seconds: float) -> dict[str, Any]:
     """Ages while 18 frames per second are labelled, and whether they grow."""
-    from support.rtsp_camera import shown_time
+    from support.gstreamer import shown_time
 
     rows, start, due, unread = [], time.monotonic(), 0.0, 0
     for image in frames:
@@ -212,7 +212,7 @@ def ages_report(rows: Any) -> dict[str, Any]:
 def rtsp_camera() -> Any:
     """The tests' network camera, 1280x720 at 30 frames per second."""
     import _pytest.outcomes
-    from support.rtsp_camera import RtspCamera
+    from support.gstreamer import RtspCamera
 
     try:
         return RtspCamera(sizes=("1280x720",), rate=RATE)
