@@ -212,6 +212,7 @@ def ages_report(rows: Any) -> dict[str, Any]:
 def rtsp_camera() -> Any:
     """The tests' network camera, 1280x720 at 30 frames per second."""
     import _pytest.outcomes
+
     from support.gstreamer import RtspCamera
 
     try:
