@@ -253,6 +253,16 @@ def test_a_least_run_reports(script, tmp_path):
         assert not any("failed" in result for result in report[key])
 
 
+def test_what_benchmarks_take_from_the_tests_is_there():
+    pytest.importorskip("torch")
+    taken = re.compile(r"^ *from (support[.\w]*) import ([\w, ]+)", re.MULTILINE)
+    texts = [file.read_text() for file in (ROOT / "benchmarks").rglob("*.py")]
+    pairs = {pair for text in texts for pair in taken.findall(text)}
+    assert len(pairs) >= 3
+    for module, names in pairs:
+        exec(f"from {module} import {names}", {})
+
+
 def test_a_wrong_result_is_not_timed(monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(ROOT / "tools"))
     tool, threads = importlib.import_module("benchmark_kernels"), ops.get_num_threads()

@@ -369,7 +369,7 @@ def signed_area(ring):
 
 @pytest.mark.parametrize(
     "transform",
-    [None, (0.5, 0, 100, 0, -0.5, 900), (0, 2, 5, 2, 0, 7), (1, 0.5, 0, 0, 1, 0, 0, 0, 1)],
+    [None, (0.5, 0, 100, 0, -0.5, 900), (0, 2, 5, 2, 0, 7), (0.5, 0.5, 0, 0, 1, 0, 0, 0, 1)],
 )
 def test_geojson_of_a_map(transform):
     seg = make(blocks(), scores=np.full((9, 12), 0.25, np.float32))
