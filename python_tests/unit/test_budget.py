@@ -11,7 +11,7 @@ import pytest
 import zsseg_rt
 
 PACKAGE = Path(zsseg_rt.__file__).parent
-MOST = 50_000  # the whole package; below the rooms' sum, so that not all of them may be full
+MOST = 49_960  # the whole package; below the rooms' sum, so that not all of them may be full
 ROOMS = {
     "root": 1_255,
     "common": 1_565,
@@ -29,10 +29,10 @@ ROOMS = {
     "cli": 2_865,
     "integrations": 795,
     "models": 4_805,
-    "export": 3_440,
+    "export": 3_425,
     "networks": 2_360,
     "onnx": 3_245,
-    "training": 4_145,
+    "training": 4_120,
     "torch_files": 2_060,
 }
 

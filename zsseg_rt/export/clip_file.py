@@ -167,6 +167,7 @@ def _cut(weights: ClipTensors, settings: DenseHead, options: ExportOptions) -> E
 def _gemma(options: ExportOptions, num_rows: int) -> tuple[str, bytes]:
     """Name and content of the tokenizer's file in the bundle."""
     content = options.read_tokenizer()
+    place = "" if isinstance(options.tokenizer, bytes) else f" ({options.tokenizer})"
     try:
         raw = json.loads(content)
         model = raw["model"] if isinstance(raw, dict) and "model" in raw else {}
@@ -177,10 +178,8 @@ def _gemma(options: ExportOptions, num_rows: int) -> tuple[str, bytes]:
         return GEMMA_FILE, gemma_json(model)
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as exc:
         raise CheckpointError(
-            f"tokenizer: expected Gemma's tokenizer.json, got {str(exc)[:200]}"
-            f"{'' if isinstance(options.tokenizer, bytes) else f' ({options.tokenizer})'}. Put the "
-            "model's "
-            "own tokenizer.json beside the weights."
+            f"tokenizer: expected Gemma's tokenizer.json, got {str(exc)[:200]}{place}. Put the "
+            "model's own tokenizer.json beside the weights."
         ) from exc
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -193,9 +192,8 @@ class _Job:
         """Write the bundle whole or not at all."""
         kind = self._kind.name
         with new_bundle_folder(out, overwrite=self._settings.overwrite, verify=True) as folder:
-            others = {other for variants in self._bundle.graphs.values() for other in variants} - {
-                kind
-            }
+            precisions = {each for variants in self._bundle.graphs.values() for each in variants}
+            others = precisions - {kind}
             new = _with_graphs(self._bundle, folder, others, self._graphs(layers), kind, kind)
             quantization = {**self._bundle.quantization, kind: spec}
             write_manifest(folder, replace(new, name=out.stem, quantization=quantization))
@@ -219,8 +217,7 @@ class _Job:
         computed = "int8" if kind == "int8" else "float32"  # which rounds as FP8 does
         graphs = self._graphs(layers, emulated=kind == "fp8")
         with tempfile.TemporaryDirectory(dir=self._folder) as folder:
-            parts = self._bundle, Path(folder), {"float32"}, graphs, kind, computed
-            new = _with_graphs(*parts, take=_link)
+            new = _with_graphs(self._bundle, Path(folder), {"float32"}, graphs, kind, computed)
             agreement = measure(replace(new, quantization={}), computed, reference)
         precisions: dict[str, dict[str, str]] = {name: {} for name in self._models}
         for layer in self._layers:
@@ -502,14 +499,6 @@ def _miou(masks: ConfusionMatrix, data: SegmentationDataset) -> Figures:
     }
 
 
-def _link(source: Path, target: Path) -> None:
-    """Give a file a second name for a while; copy it where the file system cannot."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
-
-
 def _with_graphs(
     bundle: Bundle,
     folder: Path,
@@ -517,7 +506,6 @@ def _with_graphs(
     graphs: Mapping[str, Network],
     precision: str,
     entered: str,
-    take: Callable[[Path, Path], Any] = shutil.copyfile,
 ) -> Bundle:
     """The bundle in an empty folder, with its graphs in kept precisions and with new ones."""
     entries = {
@@ -529,9 +517,9 @@ def _with_graphs(
         for name, variants in bundle.graphs.items()
     }
     for entry in replace(bundle, graphs=entries).files():
-        source, target = bundle.open_path(entry), folder / entry.file
+        target = folder / entry.file
         target.parent.mkdir(parents=True, exist_ok=True)
-        take(source.resolve(), target)
+        shutil.copyfile(bundle.open_path(entry), target)
     for name, network in graphs.items():
         path = folder / f"{name}.{precision}.onnx"
         save_onnx(network, name, path)

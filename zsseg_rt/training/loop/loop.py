@@ -119,7 +119,6 @@ class _Loop:
     timing: Timing = field(default_factory=Timing)
     losses: Mapping[str, float] = field(default_factory=dict)  # means of the last line
     window: list[dict[str, float]] = field(default_factory=list)  # of the steps since then
-    pending: Callable[[], tuple[dict[str, float], bool]] | None = None  # reads the last step's
     saved_step: int = 0
 
     def start(self, resume: bool) -> None:
@@ -200,25 +199,12 @@ class _Loop:
         self.timing.steps += 1
         self.timing.pictures += self.config.batch_size
         with self.timing.measure("step"):
-            pending = state.share_losses(means, names, bool(self.stop_requests))
-        self._read_losses()  # of the step before: a GPU has the next work already
-        self.pending = pending
-        alone = state.accelerator.num_processes == 1
-        return bool(self.stop_requests) if alone else self._read_losses()
-
-    def _read_losses(self) -> bool:
-        """Wait for losses that were not read yet; whether a process is to stop."""
-        pending, self.pending = self.pending, None
-        if pending is None:
-            return False
-        with self.timing.measure("step"):
-            losses, stopped = pending()
-        self.window.append(losses)
+            shared, stopped = state.share_losses(means, names, bool(self.stop_requests))
+        self.window.append(shared)
         return stopped
 
     def _write_scalars(self) -> None:
         """Write a line of the history."""
-        self._read_losses()
         self.losses = {name: fmean(step[name] for step in self.window) for name in self.window[0]}
         self.window.clear()
         scalars = {f"loss/{name}": value for name, value in self.losses.items()}
@@ -240,7 +226,6 @@ class _Loop:
             self._evaluate()
 
     def _save(self) -> None:
-        self._read_losses()  # nothing is saved after a loss that is not finite
         with self.timing.measure("checkpoint"):
             checkpoint = self.state.capture(self.losses, self.model_card, self.constants())
             error: TrainingError | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cached_property
@@ -195,34 +195,26 @@ class RunState:
 
     def share_losses(
         self, terms: Mapping[str, Tensor], names: Sequence[str], stop: bool
-    ) -> Callable[[], tuple[dict[str, float], bool]]:
-        """Start to share a step's loss terms; a GPU need not wait until the result is called.
+    ) -> tuple[dict[str, float], bool]:
+        """The means of a step's loss terms over all processes, and whether one of these is to stop.
 
-        That returns their means over all processes, and whether one of these is to stop. Where a
-        term is not finite, all processes fail, and name the images of the first with one.
+        Where a term is not finite, all processes fail, and name the images of the first with one.
         """
-        own, step = torch.stack(list(terms.values())), self.step
-        bad = (~torch.isfinite(own)).any(dim=0, keepdim=True).float()
-        flagged = torch.cat([own, bad, torch.full_like(bad, float(stop))])
-        shared = self.accelerator.reduce(flagged, reduction="mean").to("cpu", non_blocking=True)
-        copied = torch.cuda.current_stream().record_event() if own.is_cuda else None
-
-        def read() -> tuple[dict[str, float], bool]:
-            if copied is not None:
-                copied.synchronize()
-            *means, failed, stopped = shared.tolist()
-            if failed > 0:
-                entries = gather((bool(bad), names, own.tolist()))
-                _, images, losses = next(entry for entry in entries if entry[0])
-                pairs = (f"{n} = {x:.4g}" for n, x in zip(terms, losses, strict=True))
-                raise TrainingError(
-                    f"loss: expected finite terms, got {', '.join(pairs)} in step {step} for the "
-                    f"images {', '.join(images)}. Look at these images and their masks, or lower "
-                    "the learning rate."
-                )
-            return dict(zip(terms, means, strict=True)), stopped > 0
-
-        return read
+        own = torch.stack(list(terms.values()))
+        flags = own.new_tensor([0.0, float(stop)])
+        flags[0] = ~torch.isfinite(own).all()
+        shared = self.accelerator.reduce(torch.cat([own, flags]), reduction="mean")
+        *means, bad, stopped = shared.tolist()
+        if bad > 0:
+            entries = gather((bool(flags[0]), names, own.tolist()))
+            _, images, losses = next(entry for entry in entries if entry[0])
+            pairs = (f"{n} = {x:.4g}" for n, x in zip(terms, losses, strict=True))
+            raise TrainingError(
+                f"loss: expected finite terms, got {', '.join(pairs)} in step {self.step} for the "
+                f"images {', '.join(images)}. Look at these images and their masks, or lower the "
+                "learning rate."
+            )
+        return dict(zip(terms, means, strict=True)), stopped > 0
 
     def capture(
         self,
